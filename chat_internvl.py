@@ -1,0 +1,332 @@
+"""The chat interface: prompts in, text out. `ChatMixin` gives a model `chat`, `batch_chat` and `stream_chat`.
+
+No tensor maths here beyond putting rows into a batch: prompts come from `prompt_internvl.py`, answers from
+`answer_internvl.py`, and the model is asked through `generate`.
+"""
+
+import logging
+
+import torch
+
+from .answer_internvl import AnswerDecoder, AnswerStream, generation_settings, padding_id
+from .conversation import get_conv_template
+from .preprocessing_internvl import load_image
+from .prompt_internvl import (
+    IMG_CONTEXT_TOKEN,
+    IMG_END_TOKEN,
+    IMG_START_TOKEN,
+    ImageTokens,
+    build_prompt,
+    check_history,
+    place_images,
+    token_id,
+)
+from .video_internvl import load_video
+
+logger = logging.getLogger(__name__)
+
+_NO_PATCHES = "num_patches_list has {listed} tiles, pixel_values has {given}"
+
+
+class ChatMixin:
+    """Conversations about images and videos for `InternVLChatModel`.
+
+    Nothing that the caller passes is changed: not the generation settings, the tokenizer, the history or the pixels.
+    """
+
+    # --- media --------------------------------------------------------------------------------------------------------
+
+    def load_image(self, image_file, **options) -> torch.Tensor:
+        """An image as the tiles that this model wants: its tile size, tile count and thumbnail rule, its device and dtype.
+
+        Args:
+            image_file: path, PIL image, bytes, file object or array (see `preprocessing_internvl.load_image`).
+            options: any option of that function, in place of the configuration's (`max_num=`, `use_thumbnail=`, ...).
+
+        Returns:
+            (tiles, 3, tile size, tile size).
+        """
+        config = self.config
+        options.setdefault("input_size", config.tile_size)
+        options.setdefault("min_num", config.min_dynamic_patch if config.dynamic_image_size else 1)
+        options.setdefault("max_num", config.max_dynamic_patch if config.dynamic_image_size else 1)
+        options.setdefault("use_thumbnail", config.use_thumbnail)
+        return self._placed(load_image(image_file, **options))
+
+    def load_video(self, video_path, **options):
+        """A video as the frames that this model wants (see `video_internvl.load_video`).
+
+        Returns:
+            `(pixel_values, num_patches_list)`: (sum of tiles, 3, tile size, tile size) and the tiles of each frame.
+        """
+        options.setdefault("input_size", self.config.tile_size)
+        pixel_values, num_patches_list = load_video(video_path, **options)
+        return self._placed(pixel_values), num_patches_list
+
+    def _placed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        weight = self.vision_model.embeddings.patch_embedding.weight
+        device = pixel_values.device if weight.device.type == "meta" else weight.device
+        return pixel_values.to(device=device, dtype=weight.dtype)
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def chat(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config=None,
+        history=None,
+        return_history=False,
+        num_patches_list=None,
+        IMG_START_TOKEN=IMG_START_TOKEN,
+        IMG_END_TOKEN=IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN=IMG_CONTEXT_TOKEN,
+        verbose=False,
+        *,
+        system_message=None,
+        allow_special_tokens=False,
+        vision_batch_size=None,
+    ):
+        """Answers a question.
+
+        Args:
+            tokenizer: the checkpoint's tokenizer, slow or fast.
+            pixel_values: (tiles, 3, size, size) of all images of the conversation, earlier rounds included, in the order
+                of their `<image>` placeholders; None for text.
+            question: the user's message. With one image and no `<image>` in the conversation, the image comes first.
+            generation_config: dictionary of `generate`'s settings, `GenerationConfig` or None (greedy, at most 1024
+                tokens). The answer ends at the template's end mark and at the checkpoint's own end tokens.
+            history: what an earlier call returned: (question, answer) pairs.
+            return_history: also return the history with this round.
+            num_patches_list: tiles of each image; None means that all tiles are one image.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: the checkpoint's image tokens.
+            verbose: log prompt and answer at level INFO.
+            system_message: in place of the model's for this call; "" means an empty one.
+            allow_special_tokens: let reserved tokens inside messages act as control tokens (not for text of strangers).
+            vision_batch_size: tiles encoded at a time (see `extract_feature`).
+
+        Returns:
+            The answer, or `(answer, history)`; grounding marks (`<ref>`, `<box>`) are kept in it.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an empty question, or counts that do not match; the message has both numbers.
+        """
+        tokens = ImageTokens(self.num_image_token, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        num_patches_list = _checked_patches(pixel_values, num_patches_list)
+        row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
+        settings, keywords, stop_ids = generation_settings(self, tokenizer, row.conversation, generation_config)
+        output = self._ask(tokenizer, [row], pixel_values, tokens, settings, keywords, vision_batch_size)
+        answer = AnswerDecoder(tokenizer, stop_ids).feed(output[0], last=True)
+        if verbose:
+            logger.info("%s%s", row.conversation.get_prompt(), answer)
+        return (answer, row.history_with(answer)) if return_history else answer
+
+    def stream_chat(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config=None,
+        history=None,
+        num_patches_list=None,
+        IMG_START_TOKEN=IMG_START_TOKEN,
+        IMG_END_TOKEN=IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN=IMG_CONTEXT_TOKEN,
+        *,
+        system_message=None,
+        allow_special_tokens=False,
+        vision_batch_size=None,
+    ) -> AnswerStream:
+        """Answers a question piece by piece: iterate over the result for the text as it is generated.
+
+        Arguments and errors are those of `chat`; what is wrong with them is raised here and not at the first piece.
+        `close()` on the result, or leaving it as a `with` block, ends the generation; `history` has this round.
+
+        Raises:
+            ValueError: beside those of `chat`, a `streamer` in `generation_config`.
+        """
+        tokens = ImageTokens(self.num_image_token, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        num_patches_list = _checked_patches(pixel_values, num_patches_list)
+        row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
+        settings, keywords, stop_ids = generation_settings(self, tokenizer, row.conversation, generation_config)
+        if "streamer" in keywords:
+            raise ValueError("stream_chat brings its own streamer: leave `streamer` out of generation_config, or use chat")
+        criteria = list(keywords.pop("stopping_criteria", None) or [])
+
+        def generate(streamer, stopping_criteria):
+            stopping_criteria.extend(criteria)
+            extra = {**keywords, "streamer": streamer, "stopping_criteria": stopping_criteria}
+            self._ask(tokenizer, [row], pixel_values, tokens, settings, extra, vision_batch_size)
+
+        return AnswerStream(generate, AnswerDecoder(tokenizer, stop_ids), on_finish=row.history_with)
+
+    @torch.no_grad()
+    def batch_chat(
+        self,
+        tokenizer,
+        pixel_values,
+        questions,
+        generation_config=None,
+        num_patches_list=None,
+        history=None,
+        return_history=False,
+        IMG_START_TOKEN=IMG_START_TOKEN,
+        IMG_END_TOKEN=IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN=IMG_CONTEXT_TOKEN,
+        verbose=False,
+        image_counts=None,
+        *,
+        system_message=None,
+        allow_special_tokens=False,
+        vision_batch_size=None,
+    ):
+        """Answers several questions, each with its own images (or none) and its own history, in one batch.
+
+        Args, where they differ from `chat`:
+            pixel_values: the tiles of all questions, question after question; None where no question has an image.
+            questions: list of messages.
+            num_patches_list: one entry a question: the tiles of its one image, a list with the tiles of each of its
+                images (or frames), or 0, [] or None for a question without one. None as a whole: one tile each.
+            history: None, or a list with one history (or None) a question.
+            return_history: also return the list of histories.
+            image_counts: old name of `num_patches_list`.
+
+        Returns:
+            List of answers, or `(answers, histories)`. Greedy answers equal those of `chat`, question by question.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: lists of different lengths, or counts that do not match; the message has both numbers.
+        """
+        if isinstance(questions, str):
+            raise TypeError("questions must be a list of strings, got one string")
+        questions = list(questions)
+        if num_patches_list is not None and image_counts is not None:
+            raise ValueError("image_counts is the old name of num_patches_list: give one of them")
+        num_patches_list = image_counts if num_patches_list is None else num_patches_list
+        per_question = _patches_per_question(pixel_values, num_patches_list, len(questions))
+        histories = [None] * len(questions) if history is None else list(history)
+        if len(histories) != len(questions):
+            raise ValueError(f"{len(histories)} histories for {len(questions)} questions")
+        if not questions:
+            return ([], []) if return_history else []
+        tokens = ImageTokens(self.num_image_token, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        rows = [
+            self._row(tokenizer, question, past, patches, tokens, system_message, allow_special_tokens)
+            for question, past, patches in zip(questions, histories, per_question)
+        ]
+        settings, keywords, stop_ids = generation_settings(self, tokenizer, rows[0].conversation, generation_config)
+        output = self._ask(tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size)
+        answers = [AnswerDecoder(tokenizer, stop_ids).feed(ids, last=True) for ids in output]
+        if verbose:
+            for row, answer in zip(rows, answers):
+                logger.info("%s%s", row.conversation.get_prompt(), answer)
+        return (answers, [row.history_with(answer) for row, answer in zip(rows, answers)]) if return_history else answers
+
+    def count_tokens(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        history=None,
+        num_patches_list=None,
+        *,
+        system_message=None,
+        allow_special_tokens=False,
+    ) -> int:
+        """Number of tokens of the prompt that `chat` would send for the same arguments, images included. Runs nothing."""
+        num_patches_list = _checked_patches(pixel_values, num_patches_list)
+        tokens = ImageTokens(self.num_image_token)
+        row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
+        return len(row.input_ids)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _row(self, tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens):
+        question = place_images(question, history, len(num_patches_list))
+        conversation = get_conv_template(self.template)
+        conversation.set_system_message(self.system_message if system_message is None else system_message)
+        history = check_history(history)
+        for asked, answered in history:
+            conversation.append_message(conversation.roles[0], asked)
+            conversation.append_message(conversation.roles[1], answered)
+        conversation.append_message(conversation.roles[0], question)
+        conversation.append_message(conversation.roles[1], None)
+        ids = build_prompt(tokenizer, conversation, num_patches_list, tokens, allow_special_tokens)
+        return _Row(conversation, ids, history, question)
+
+    def _ask(self, tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size) -> list:
+        """Runs `generate` on the prompts, padded on the left; returns the new ids of each row as lists."""
+        width = max(len(row.input_ids) for row in rows)
+        pad = padding_id(tokenizer, settings.eos_token_id)
+        ids = torch.tensor([[pad] * (width - len(row.input_ids)) + row.input_ids for row in rows])
+        mask = torch.tensor([[0] * (width - len(row.input_ids)) + [1] * len(row.input_ids) for row in rows])
+        output = self.generate_new_tokens(
+            pixel_values=pixel_values,
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            img_context_token_id=token_id(tokenizer, tokens.context),
+            vision_batch_size=vision_batch_size,
+            **keywords,
+        )
+        return getattr(output, "sequences", output).tolist()
+
+
+class _Row:
+    """One prompt: its conversation, its ids, and what the history becomes with the answer."""
+
+    def __init__(self, conversation, input_ids, history, question):
+        self.conversation = conversation
+        self.input_ids = input_ids
+        self._history = history
+        self._question = question
+
+    def history_with(self, answer: str) -> list:
+        return [*self._history, (self._question, answer)]
+
+
+def _checked_patches(pixel_values, num_patches_list) -> list:
+    """Tiles of each image, checked against the pixels.
+
+    Raises:
+        TypeError: `pixel_values` is not a tensor.
+        ValueError: an image without tiles, or sums that differ.
+    """
+    if pixel_values is not None and not torch.is_tensor(pixel_values):
+        raise TypeError(f"pixel_values must be a tensor or None, got {type(pixel_values).__name__}")
+    given = 0 if pixel_values is None else pixel_values.shape[0]
+    if pixel_values is not None and given == 0:
+        raise ValueError("pixel_values has no tiles: pass None for a question without images")
+    if num_patches_list is None:
+        return [given] if given else []
+    listed = [int(count) for count in num_patches_list]
+    if any(count < 1 for count in listed):
+        raise ValueError(f"every image has at least one tile, got num_patches_list={listed}")
+    if sum(listed) != given:
+        raise ValueError(_NO_PATCHES.format(listed=sum(listed), given=given))
+    return listed
+
+
+def _patches_per_question(pixel_values, num_patches_list, num_questions) -> list:
+    """For each question the tiles of its images, from any of the forms that `batch_chat` takes."""
+    if num_patches_list is None:
+        whole = _checked_patches(pixel_values, None)
+        if not whole:
+            return [[] for _ in range(num_questions)]
+        if num_questions == 1:
+            return [whole]
+        if whole[0] == num_questions:
+            return [[1] for _ in range(num_questions)]
+        raise ValueError(
+            f"pixel_values has {whole[0]} tiles for {num_questions} questions: num_patches_list must tell whose they are"
+        )
+    entries = list(num_patches_list)
+    if len(entries) != num_questions:
+        raise ValueError(f"num_patches_list has {len(entries)} entries for {num_questions} questions")
+    lists = [list(entry) if isinstance(entry, (list, tuple)) else [entry] if entry else [] for entry in entries]
+    _checked_patches(pixel_values, [count for counts in lists for count in counts])
+    return lists

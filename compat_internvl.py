@@ -1,0 +1,165 @@
+"""The only file that knows `transformers` releases (4.37.2 and later). It imports nothing of ours.
+
+Each function is one difference between releases; its docstring names the release and the reason, so that it can be
+deleted when that release is no longer supported. Features are probed where possible; version numbers are not compared.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import logging
+
+import transformers
+
+logger = logging.getLogger(__name__)
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def portable_config_dict(values: dict) -> dict:
+    """A configuration's dictionary with the keys that every release reads.
+
+    5.0 and later hold the rotary settings in one dictionary `rope_parameters` and the dtype in `dtype`; releases before
+    read `rope_theta`, `rope_scaling` and `torch_dtype`, and silently fall back to their defaults without them. All
+    releases read the old names, and so do the published files, so they are what is written.
+    """
+    values = dict(values)
+    rope = values.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:  # nested ones (one per layer type) have no old form
+        rope = dict(values.pop("rope_parameters"))
+        values["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            values["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+        is_plain = rope.get("rope_type", "default") == "default" and not set(rope) - {"rope_type", "type"}
+        if not is_plain:
+            rope.setdefault("type", rope.get("rope_type"))
+        values["rope_scaling"] = None if is_plain else rope
+    if values.get("dtype") is not None:
+        values["torch_dtype"] = values.pop("dtype")
+    return values
+
+
+# --- building and loading models --------------------------------------------------------------------------------------
+
+
+def transformers_class(name: str):
+    """The class `name` of `transformers`, or None in a release that does not have it (Phi3 came with 4.41, Qwen3 with
+    4.51, GPT-OSS with 4.55)."""
+    return getattr(transformers, name, None)
+
+
+def tied_weights_of_parts(names):
+    """The class attribute `_tied_weights_keys` of a model whose part has the tied head: its names before 5.0; None
+    since, when a mapping is collected from the parts themselves."""
+    return None if collects_tied_weights() else list(names)
+
+
+def tied_weights_keys(tied_to_source: dict):
+    """The class attribute `_tied_weights_keys` of a model with a tied head: a list of the tied names before 5.0, a
+    mapping to their sources since."""
+    return dict(tied_to_source) if collects_tied_weights() else list(tied_to_source)
+
+
+def collects_tied_weights() -> bool:
+    """Whether `_tied_weights_keys` is a mapping {tied: source} (5.0 and later) and not a list of the tied names."""
+    return hasattr(transformers.PreTrainedModel, "get_expanded_tied_weights_keys")
+
+
+def is_initialized(tensor) -> bool:
+    """Whether `tensor` was read from a checkpoint. 5.0 and later call `_init_weights` after loading and mark what is
+    loaded; drawing it anew would silently undo the loading."""
+    return getattr(tensor, "_is_hf_initialized", False)
+
+
+def quantization_keywords(keywords: dict, skip_modules) -> dict:
+    """Loading keywords with `load_in_8bit=` and `load_in_4bit=` turned into a `quantization_config`.
+
+    The model cards use the short form; releases since 5.0 no longer know it. `skip_modules` (names) stay unquantised.
+
+    Raises:
+        ImportError: the package bitsandbytes is missing.
+        ValueError: both widths, or a width together with a `quantization_config`, were asked for.
+    """
+    bits = {name: keywords[name] for name in ("load_in_8bit", "load_in_4bit") if name in keywords}
+    if not bits:
+        return keywords
+    keywords = {name: value for name, value in keywords.items() if name not in bits}
+    if not any(bits.values()):
+        return keywords
+    if all(bits.get(name) for name in ("load_in_8bit", "load_in_4bit")) or keywords.get("quantization_config"):
+        raise ValueError("ask for one of load_in_8bit, load_in_4bit and quantization_config, not for several")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("loading in 8 or 4 bits needs bitsandbytes: pip install 'internvl_chat[quantization]'")
+    config = transformers.BitsAndBytesConfig(**bits, llm_int8_skip_modules=list(skip_modules))
+    return {**keywords, "quantization_config": config}
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def flash_attention_available() -> bool:
+    """Whether the package flash-attn and a CUDA device are there. The package is found, not imported: a broken binary
+    then fails where it is used, with its own message."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    return importlib.import_module("torch").cuda.is_available()
+
+
+def requested_attention(config):
+    """The attention backend set on a configuration by its owner, or None. The property `_attn_implementation` of 4.37
+    to 4.47 answers "eager" where nothing was set; the internal field tells the two apart on every release."""
+    return getattr(config, "_attn_implementation_internal", None)
+
+
+def set_attention(config, name) -> None:
+    """Sets the attention backend of one configuration (and, where the release recurses, of its parts)."""
+    config._attn_implementation = name
+
+
+def external_attention(name: str):
+    """An attention function that `transformers` registers under `name` (4.48 and later: flex attention, kernels from
+    the Hub), or None. Signature: `f(module, q, k, v, mask, scaling=, dropout=, is_causal=)`, returns (output, weights)
+    with the output as (batch, tokens, heads, head size)."""
+    modeling_utils = importlib.import_module("transformers.modeling_utils")
+    return getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {}).get(name)
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+def prompt_width_of_embeddings() -> int:
+    """Columns that stand for the prompt in the output of `generate(inputs_embeds=...)`: none since 4.39, one invented bos
+    token before."""
+    initialize = getattr(transformers.GenerationMixin, "_maybe_initialize_input_ids_for_generation", None)
+    return 0 if initialize is None or "inputs_embeds" in inspect.getsource(initialize) else 1
+
+
+def logits_to_keep_keyword(forward) -> str:
+    """Name of the argument that asks a language model for the last logits only, or "" where it has none: none before
+    4.45, `num_logits_to_keep` from 4.45, `logits_to_keep` from 4.48 on."""
+    parameters = inspect.signature(forward).parameters
+    for name in ("logits_to_keep", "num_logits_to_keep"):
+        if name in parameters:
+            return name
+    return ""
+
+
+def cache_length(past_key_values) -> int:
+    """Tokens that a key/value cache holds: tuples of tensors before 4.42, `Cache` objects since."""
+    if past_key_values is None:
+        return 0
+    if hasattr(past_key_values, "get_seq_length"):
+        return int(past_key_values.get_seq_length())
+    return past_key_values[0][0].shape[-2] if past_key_values else 0
+
+
+def is_prefill(past_key_values, generation_inputs: dict) -> bool:
+    """Whether a generation step is the first one. 5.0 and later say so; 4.39 to 4.57 give the positions; earlier
+    releases have nothing but the cache."""
+    if "is_first_iteration" in generation_inputs:
+        return bool(generation_inputs["is_first_iteration"])
+    positions = generation_inputs.get("cache_position")
+    if positions is not None:
+        return int(positions[0]) == 0
+    return cache_length(past_key_values) == 0

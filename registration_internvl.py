@@ -1,0 +1,118 @@
+"""Makes transformers' Auto classes use this package (the package door), without importing transformers or torch.
+
+`install()` registers what is needed right after transformers' own auto modules have been imported, now or later: the
+configurations after `configuration_auto`, the models after `modeling_auto`, and so on. Importing the package therefore
+costs nothing, and a program that imports it before or after transformers gets the same.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+
+_PACKAGE = __name__.rpartition(".")[0]
+_AUTO = "transformers.models.auto."
+
+# Classes of ours that a checkpoint's `auto_map` may name: class name -> module.
+CLASSES = {
+    "InternVisionConfig": "configuration_intern_vit",
+    "InternVisionModel": "modeling_intern_vit",
+    "InternLM2Config": "configuration_internlm2",
+    "InternLM2ForCausalLM": "modeling_internlm2",
+    "InternVLChatConfig": "configuration_internvl_chat",
+    "InternVLChatModel": "modeling_internvl_chat",
+    "InternVLChatForConditionalGeneration": "modeling_internvl_chat",
+}
+
+
+def load_class(name: str):
+    """One of ours, imported when it is asked for."""
+    return getattr(importlib.import_module(f".{CLASSES[name]}", _PACKAGE), name)
+
+
+def _register_configurations(module) -> None:
+    for name in ("InternVisionConfig", "InternLM2Config", "InternVLChatConfig"):
+        config_class = load_class(name)
+        module.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def _register_models(module) -> None:
+    chat = load_class("InternVLChatConfig")
+    rows = [
+        ("AutoModel", load_class("InternVisionConfig"), "InternVisionModel"),
+        ("AutoModel", chat, "InternVLChatModel"),
+        ("AutoModelForCausalLM", chat, "InternVLChatModel"),
+        ("AutoModelForCausalLM", load_class("InternLM2Config"), "InternLM2ForCausalLM"),
+        ("AutoModelForImageTextToText", chat, "InternVLChatForConditionalGeneration"),
+    ]
+    for auto_name, config_class, model_name in rows:
+        auto_class = getattr(module, auto_name, None)  # the last one came with transformers 4.45
+        if auto_class is not None:
+            auto_class.register(config_class, load_class(model_name), exist_ok=True)
+
+
+def _prefer_ours(module) -> None:
+    """Up to 5.0 `trust_remote_code=True` runs a folder's files even where its class is registered. With this package
+    imported the registered class is what the user asked for; later releases see it that way by themselves."""
+    from_folder = getattr(module, "get_class_from_dynamic_module", None)
+    if from_folder is None or getattr(from_folder, "prefers_internvl_chat", False):
+        return
+
+    def get_class_from_dynamic_module(class_reference, *args, **kwargs):
+        name = class_reference.rpartition(".")[2]
+        return load_class(name) if name in CLASSES else from_folder(class_reference, *args, **kwargs)
+
+    get_class_from_dynamic_module.prefers_internvl_chat = True
+    module.get_class_from_dynamic_module = get_class_from_dynamic_module
+
+
+_AFTER_IMPORT = {
+    _AUTO + "configuration_auto": (_register_configurations, _prefer_ours),
+    _AUTO + "auto_factory": (_prefer_ours,),
+    _AUTO + "modeling_auto": (_register_models,),
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds nothing itself: lets the other finders find, and runs our functions once the module has been executed."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in _AFTER_IMPORT:
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(fullname, path, target)
+                if spec is not None:
+                    break
+        else:
+            return None
+        if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """A loader that runs our functions after the one it stands for."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        self._loader.exec_module(module)
+        module.__loader__ = module.__spec__.loader = self._loader
+        for act in _AFTER_IMPORT[module.__name__]:
+            act(module)
+
+
+def install() -> None:
+    """Registers the classes, at once where transformers' auto modules are imported already, else when they are."""
+    for name, actions in _AFTER_IMPORT.items():
+        module = sys.modules.get(name)
+        if module is not None:
+            for act in actions:
+                act(module)
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())

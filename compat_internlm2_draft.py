@@ -3,6 +3,7 @@
 import inspect
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache, GenerationMixin
 
 # --- key/value caches -------------------------------------------------------------------------------------------------
@@ -38,11 +39,11 @@ def cache_capacity(cache):
 def _prepare_inputs_for_generation(
     self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, position_ids=None, **kwargs
 ):
-    """What `GenerationMixin.prepare_inputs_for_generation` does from 4.46 on, for the releases where each model writes
-    its own: drop the columns that the cache already holds.
+    """What `GenerationMixin.prepare_inputs_for_generation` does since 5.0: drops the columns that the cache holds. Before
+    4.46 each model writes its own, and the shared one of 4.46 to 4.50 cannot go on from a cache with embeddings.
 
     `attention_mask` covers all columns, those of the cache and of `inputs_embeds` included; `input_ids` may lack the
-    columns that came as `inputs_embeds`. The releases before 4.45 never ask for the last logits only: a prompt given as
+    columns that came as `inputs_embeds`. Releases before 4.45 never ask for the last logits only: a prompt given as
     embeddings gets it here (assisted decoding, which needs more of them, cannot start from embeddings).
     """
     past = 0
@@ -52,7 +53,7 @@ def _prepare_inputs_for_generation(
     total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
     new = total - past
 
-    kwargs.pop("cache_position", None)  # kept by 4.45, derived from the cache by the model
+    kwargs.pop("cache_position", None)  # the model derives it from the cache
     inputs = {"past_key_values": past_key_values, "attention_mask": attention_mask, **kwargs}
     if inputs_embeds is not None and past < inputs_embeds.shape[1]:
         inputs["inputs_embeds"] = inputs_embeds[:, -new:]
@@ -64,10 +65,13 @@ def _prepare_inputs_for_generation(
         generated = torch.arange(1, total - position_ids.shape[1] + 1, device=position_ids.device)
         position_ids = torch.cat((position_ids, position_ids[:, -1:] + generated), dim=1)
         inputs["position_ids"] = position_ids[:, -new:]
+    capacity = cache_capacity(past_key_values) if hasattr(past_key_values, "update") else None
+    if capacity and attention_mask is not None:  # one width for all steps: a compiled forward pass serves them all
+        inputs["attention_mask"] = F.pad(attention_mask, (0, max(capacity - total, 0)))
     return inputs
 
 
-_IS_GENERIC = "input_ids" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_KNOWS_FIRST_STEP = "is_first_iteration" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 prepare_inputs_for_generation = (
-    GenerationMixin.prepare_inputs_for_generation if _IS_GENERIC else _prepare_inputs_for_generation
+    GenerationMixin.prepare_inputs_for_generation if _KNOWS_FIRST_STEP else _prepare_inputs_for_generation
 )

@@ -23,6 +23,7 @@ from .compat_internvl import external_attention, requested_attention, tied_weigh
 from .configuration_internlm2 import InternLM2Config
 
 logger = logging.getLogger(__name__)
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older torch cannot tell
 
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
@@ -297,8 +298,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.tok_embeddings = value
 
-    def _plan(self, hidden_states, attention_mask, position_ids, cache, cache_position, eager) -> AttentionPlan:
-        """Backend, mask and positions for one forward pass."""
+    def _plan(self, hidden_states, attention_mask, position_ids, cache, cache_position, is_eager) -> AttentionPlan:
+        """Backend, positions and mask of one forward pass."""
         tokens = hidden_states.shape[1]
         past = cache.get_seq_length() if cache is not None else 0  # a tensor for a cache of fixed size
         slots = cache_position
@@ -306,41 +307,34 @@ class InternLM2Model(InternLM2PreTrainedModel):
             slots = torch.arange(tokens, device=hidden_states.device) + past
         capacity = cache_capacity(cache) if cache is not None else None
         key_length = capacity or past + tokens
-        is_padding = attention_mask is not None and attention_mask.dim() == 2
-        if is_padding and capacity is None and attention_mask.shape[1] != key_length:
+        shape = tuple(attention_mask.shape) if attention_mask is not None else ()
+        if len(shape) not in (0, 2, 4) or (len(shape) == 2 and not capacity and shape[1] != key_length):
             raise ValueError(
-                f"attention_mask has {attention_mask.shape[1]} columns: expected {key_length}, "
-                f"{past} in the cache and {tokens} new."
+                f"attention_mask has shape {shape}: expected (batch, {key_length}), {past} cached and {tokens} new "
+                f"columns, or (batch, 1, {tokens}, {key_length})."
             )
-        if attention_mask is not None and attention_mask.dim() not in (2, 4):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: expected (batch, columns) "
-                "or (batch, 1, tokens, columns)."
-            )
-        if position_ids is None and is_padding:
+        if position_ids is None and len(shape) == 2:
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, slots]
         elif position_ids is None:
             position_ids = slots[None]
         rotary = rotary_tables(self.config, position_ids.to(hidden_states.device), hidden_states.dtype)
+        attend, is_flash = attention_backend(
+            "eager" if is_eager else requested_attention(self.config) or "sdpa", hidden_states
+        )
 
-        name = "eager" if eager else requested_attention(self.config) or "sdpa"
-        attend, is_flash = attention_backend(name, hidden_states)
-        if attention_mask is not None and not is_padding:
+        if len(shape) == 4:
             if is_flash:
-                raise ValueError(f"attn_implementation {name!r} takes an attention_mask of (batch, columns) only.")
-            mask = attention_mask[..., :key_length]
-            mask = mask.to(hidden_states.dtype if mask.is_floating_point() else torch.bool)
-            return AttentionPlan(attend, mask, slots, rotary)
-
-        # Asking for values makes the host wait for the GPU, once per forward pass; a compiled graph cannot ask.
-        can_ask = not torch.compiler.is_compiling()
-        if is_padding and can_ask and bool(attention_mask.all()):
+                raise ValueError(f"flash attention takes an attention_mask of (batch, columns) only, got {shape}.")
+            dtype = hidden_states.dtype if attention_mask.is_floating_point() else torch.bool
+            return AttentionPlan(attend, attention_mask[..., :key_length].to(dtype), slots, rotary)
+        # Looking at values makes the host wait for the GPU, once per forward pass; a compiled graph cannot look.
+        if attention_mask is not None and not is_compiling() and bool(attention_mask.all()):
             attention_mask = None
         if is_flash:
-            used = int(slots[-1]) + 1 if capacity else None
-            return AttentionPlan(attend, attention_mask, slots, rotary, used)
-        is_plain = attention_mask is None and capacity is None and (tokens == 1 or tokens == key_length)
-        if is_plain and (attend is _sdpa_attention or tokens == 1):
+            return AttentionPlan(attend, attention_mask, slots, rotary, int(slots[-1]) + 1 if capacity else None)
+        # The whole causal triangle, or a single last row, which sees everything.
+        is_plain = attention_mask is None and not capacity and (tokens == 1 or tokens == key_length)
+        if is_plain and (tokens == 1 or attend is _sdpa_attention):
             return AttentionPlan(attend, None, slots, rotary)
         return AttentionPlan(attend, causal_mask(attention_mask, slots, key_length), slots, rotary)
 

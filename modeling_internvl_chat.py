@@ -75,7 +75,7 @@ VISION_BATCH_SIZE = 32
 _NEVER_QUANTIZED = ("vision_model", "mlp1", "lm_head", "output")
 
 
-def _language_model_class(config):
+def language_model_class(config):
     """The class for `llm_config.architectures[0]`; the configuration has checked the name."""
     architecture = config.architectures[0]
     return InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else transformers_class(architecture)
@@ -110,7 +110,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: InternVLChatConfig, vision_model=None, language_model=None, use_flash_attn=None):
         super().__init__(config)
-        llm_class = _language_model_class(config.llm_config)
+        llm_class = language_model_class(config.llm_config)
         self._place_attention(llm_class, use_flash_attn)
         self.vision_model = InternVisionModel(config.vision_config) if vision_model is None else vision_model
         self.language_model = llm_class(config.llm_config) if language_model is None else language_model

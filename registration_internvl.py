@@ -66,18 +66,41 @@ def _prefer_ours(module) -> None:
     module.get_class_from_dynamic_module = get_class_from_dynamic_module
 
 
-_AFTER_IMPORT = {
-    _AUTO + "configuration_auto": (_register_configurations, _prefer_ours),
-    _AUTO + "auto_factory": (_prefer_ours,),
-    _AUTO + "modeling_auto": (_register_models,),
+# transformers' module -> what to do with it, and the modules of ours that this imports.
+_STEPS = {
+    _AUTO + "configuration_auto": (_register_configurations, ["configuration_internvl_chat"]),
+    _AUTO + "modeling_auto": (_register_models, ["configuration_internvl_chat", "modeling_internvl_chat"]),
 }
+_PREFERRING = (_AUTO + "configuration_auto", _AUTO + "auto_factory")
+_done = set()
+
+
+def _register() -> None:
+    """Takes each step whose modules are there, once. Our own modules import transformers, so that the auto modules may
+    come while one of ours is half imported; the step then waits until that one is whole."""
+    for name in _PREFERRING:
+        if _is_imported(name):
+            _prefer_ours(sys.modules[name])
+    for name, (act, ours) in _STEPS.items():
+        half_imported = [own for own in ours if f"{_PACKAGE}.{own}" in sys.modules and not _is_imported(f"{_PACKAGE}.{own}")]
+        if name not in _done and _is_imported(name) and not half_imported:
+            _done.add(name)
+            act(sys.modules[name])
+
+
+def _is_imported(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and not getattr(module.__spec__, "_initializing", False)
+
+
+_WATCHED = {*_STEPS, *_PREFERRING, f"{_PACKAGE}.configuration_internvl_chat", f"{_PACKAGE}.modeling_internvl_chat"}
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: lets the other finders find, and runs our functions once the module has been executed."""
+    """Finds nothing itself: lets the other finders find, and registers once the module has been executed."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _AFTER_IMPORT:
+        if fullname not in _WATCHED:
             return None
         for finder in sys.meta_path:
             if finder is not self and hasattr(finder, "find_spec"):
@@ -92,7 +115,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """A loader that runs our functions after the one it stands for."""
+    """A loader that registers after the one it stands for."""
 
     def __init__(self, loader):
         self._loader = loader
@@ -103,16 +126,12 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module):
         self._loader.exec_module(module)
         module.__loader__ = module.__spec__.loader = self._loader
-        for act in _AFTER_IMPORT[module.__name__]:
-            act(module)
+        module.__spec__._initializing = False
+        _register()
 
 
 def install() -> None:
     """Registers the classes, at once where transformers' auto modules are imported already, else when they are."""
-    for name, actions in _AFTER_IMPORT.items():
-        module = sys.modules.get(name)
-        if module is not None:
-            for act in actions:
-                act(module)
+    _register()
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())

@@ -213,7 +213,8 @@ class _PyAVReader:
             raise ValueError("the installed FFmpeg has no decoder for its video stream")
         if context.width * context.height > MAX_PIXELS:
             raise ValueError(f"its frames of {context.width}x{context.height} pixels are too large")
-        stream.thread_type = "AUTO"
+        # Decoding several frames at once is fast; one after the other gives the same frames of a damaged file each time.
+        stream.thread_type = "SLICE" if self._exact else "AUTO"
         context.thread_count = min(_DECODER_THREADS, os.cpu_count() or 1)
         self._stream = stream
 
@@ -245,7 +246,7 @@ class _PyAVReader:
 
     def _report(self, damaged):
         if damaged:
-            logger.warning("%s is damaged: %d frames or more are left out", self._source.name, damaged)
+            logger.warning("%s is damaged: %d packets are left out", self._source.name, damaged)
 
     def _clock(self, rate):
         """Times in seconds after the first frame, and the average frame rate."""
@@ -264,6 +265,8 @@ class _PyAVReader:
         take = self._pick_in_sequence if self._exact else self._pick_by_seeking
         kept = {}
         for index, frame in take(indices):
+            if frame.is_corrupt:
+                logger.warning("%s is damaged: frame %d is what could be saved", self._source.name, index)
             kept[index] = keep(_upright(Image.fromarray(frame.to_ndarray(format="rgb24")), frame))
         return kept
 
@@ -278,20 +281,19 @@ class _PyAVReader:
         raise ValueError(f"it gave {len(self._pts)} frames once and fewer the second time")
 
     def _decoded(self):
-        """Yield all frames from where the file stands, passing over what is damaged."""
+        """Yield all frames from where the file stands, passing over packets that cannot be decoded."""
         damaged = 0
         try:
             for packet in self._container.demux(self._stream):
+                frames = ()
                 try:
-                    frames = packet.decode()
-                except EOFError:
-                    break
+                    if not packet.is_corrupt:
+                        frames = packet.decode()
                 except self._av.error.FFmpegError:
                     damaged += 1
-                    continue
-                damaged += sum(frame.is_corrupt for frame in frames)
-                yield from (frame for frame in frames if not frame.is_corrupt)
-        except self._av.error.FFmpegError:  # a file that ends in the middle of a packet
+                damaged += packet.is_corrupt
+                yield from frames
+        except self._av.error.FFmpegError:  # the file ends in the middle of a packet
             damaged += 1
         self._report(damaged)
 
@@ -324,7 +326,7 @@ class _PyAVReader:
                 # MPEG program streams may count times differently after a seek: a key frame must still be one.
                 if frame.pts is None or (frame.pts == key_pts and not frame.key_frame):
                     raise _SeekMismatchError
-                if frame.pts >= key_pts and not frame.is_corrupt:
+                if frame.pts >= key_pts:
                     yield frame
 
 
@@ -335,8 +337,10 @@ class _DecordReader:
         decord = _optional_module("decord", "decord")
         self._video = decord.VideoReader(source.path or source.file, ctx=decord.cpu(0), num_threads=1)
         self.fps = float(self._video.get_avg_fps())
-        starts = np.asarray(self._video.get_frame_timestamp(range(len(self._video))))[:, 0]
-        self.times = (starts - starts[:1]).tolist()
+        starts = np.asarray(self._video.get_frame_timestamp(range(len(self._video))), np.float64)[:, 0]
+        # In files without presentation times decord's are arbitrary numbers.
+        sound = np.all(np.diff(starts) > 0) and starts[-1] - starts[0] < 2 * len(starts) / self.fps
+        self.times = (starts - starts[0] if sound else np.arange(len(starts)) / self.fps).tolist()
 
     def close(self):
         self._video = None  # decord has no other way to close a file
@@ -353,7 +357,12 @@ class _TorchCodecReader:
 
     def __init__(self, source, exact):
         decoders = _optional_module("torchcodec.decoders", "torchcodec")
-        self._video = decoders.VideoDecoder(source.path or source.file, dimension_order="NHWC", seek_mode="exact")
+        try:
+            self._video = decoders.VideoDecoder(source.path or source.file, dimension_order="NHWC", seek_mode="exact")
+        except RuntimeError as error:
+            if "libtorchcodec" in str(error):
+                raise ImportError(f"torchcodec finds no FFmpeg libraries that it can use ({error})") from error
+            raise
         self.fps = float(self._video.metadata.average_fps)
         self.times = [index / self.fps for index in range(len(self._video))]
 
@@ -399,7 +408,8 @@ def _explained(name):
         raise
     # PyAV raises bare IndexError, UnicodeDecodeError and others beside its own errors; decord and torchcodec theirs.
     except Exception as error:
-        raise VideoLoadError(f"cannot read a video from {name}: {error or type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise VideoLoadError(f"cannot read a video from {name}: {reason}") from error
 
 
 def _frames_of(video):

@@ -1,0 +1,225 @@
+"""Our model against an independent one: transformers' `InternVLForConditionalGeneration` with the same weights."""
+
+import pytest
+import torch
+import transformers
+
+if not hasattr(transformers, "InternVLForConditionalGeneration"):
+    pytest.skip("this transformers has no native InternVL", allow_module_level=True)
+
+IMAGE_ID = 7
+NEW_TOKENS = 6
+
+# Our names (those of the published checkpoints) and the native ones, as they are in memory. A list of native names means
+# that our tensor is their concatenation along the first dimension. "*" is a layer's number.
+VISION_NAMES = {
+    "embeddings.class_embedding": "embeddings.cls_token",
+    "embeddings.patch_embedding.weight": "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embedding.bias": "embeddings.patch_embeddings.projection.bias",
+    "embeddings.position_embedding": "embeddings.position_embeddings",
+    "encoder.layers.*.ls1": "encoder.layer.*.lambda_1",
+    "encoder.layers.*.ls2": "encoder.layer.*.lambda_2",
+    "encoder.layers.*.attn.qkv.weight": [f"encoder.layer.*.attention.{x}_proj.weight" for x in "qkv"],
+    "encoder.layers.*.attn.qkv.bias": [f"encoder.layer.*.attention.{x}_proj.bias" for x in "qkv"],
+    "encoder.layers.*.attn.q_norm.weight": "encoder.layer.*.attention.q_norm.weight",
+    "encoder.layers.*.attn.k_norm.weight": "encoder.layer.*.attention.k_norm.weight",
+    "encoder.layers.*.attn.proj.weight": "encoder.layer.*.attention.projection_layer.weight",
+    "encoder.layers.*.attn.proj.bias": "encoder.layer.*.attention.projection_layer.bias",
+    "encoder.layers.*.mlp.fc1.weight": "encoder.layer.*.mlp.fc1.weight",
+    "encoder.layers.*.mlp.fc1.bias": "encoder.layer.*.mlp.fc1.bias",
+    "encoder.layers.*.mlp.fc2.weight": "encoder.layer.*.mlp.fc2.weight",
+    "encoder.layers.*.mlp.fc2.bias": "encoder.layer.*.mlp.fc2.bias",
+    "encoder.layers.*.norm1.weight": "encoder.layer.*.layernorm_before.weight",
+    "encoder.layers.*.norm1.bias": "encoder.layer.*.layernorm_before.bias",
+    "encoder.layers.*.norm2.weight": "encoder.layer.*.layernorm_after.weight",
+    "encoder.layers.*.norm2.bias": "encoder.layer.*.layernorm_after.bias",
+}
+PROJECTOR_NAMES = {
+    "0.weight": "layer_norm.weight",
+    "0.bias": "layer_norm.bias",
+    "1.weight": "linear_1.weight",
+    "1.bias": "linear_1.bias",
+    "3.weight": "linear_2.weight",
+    "3.bias": "linear_2.bias",
+}
+LONG_ROPE = {"type": "su", "short_factor": [1.05, 1.1, 1.25, 1.4], "long_factor": [1.03, 1.5, 9.0, 30.0]}
+
+# What is different from the toy model of `conftest.py`; the fields of the whole stand beside `vision` and `text`.
+MODELS = {
+    "Qwen2, untied, like 300M": {},
+    "Qwen2, tied": {"text": {"tie_word_embeddings": True}},
+    "Qwen2, dynamic rope beyond its length": {
+        "text": {"rope_scaling": {"type": "dynamic", "rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 12}
+    },
+    "Llama, like 6B": {
+        "llm": "Llama",
+        "vision": {"qkv_bias": False, "qk_normalization": True, "norm_type": "rms_norm"},
+    },
+    "Llama, tied, rms_norm alone": {
+        "llm": "Llama",
+        "text": {"tie_word_embeddings": True},
+        "vision": {"norm_type": "rms_norm"},
+    },
+    "Phi3, qk_normalization with layer_norm": {"llm": "Phi3", "vision": {"qk_normalization": True}},
+    "Phi3, long rope": {
+        "llm": "Phi3",
+        "text": {"rope_scaling": LONG_ROPE, "max_position_embeddings": 64, "original_max_position_embeddings": 16},
+    },
+    "Qwen3, no qkv_bias": {"llm": "Qwen3", "vision": {"qkv_bias": False}},
+    "Qwen3, tied, ratio 1/4": {"llm": "Qwen3", "text": {"tie_word_embeddings": True}, "downsample_ratio": 0.25},
+    "Qwen3, ratio 1": {"llm": "Qwen3", "downsample_ratio": 1.0},
+    "Qwen3Moe": {"llm": "Qwen3Moe"},
+    "GptOss": {"llm": "GptOss"},
+}
+
+
+def native_state(model):
+    """The state dictionary of `model` under the native names."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "language_model":
+            is_head = rest.startswith("lm_head.")
+            state[rest if is_head else "model.language_model." + rest[len("model.") :]] = tensor
+        elif part == "mlp1":
+            state["model.multi_modal_projector." + PROJECTOR_NAMES[rest]] = tensor
+        else:
+            layer = rest.split(".")[2] if rest.startswith("encoder.layers.") else ""
+            target = VISION_NAMES[rest.replace(f"layers.{layer}.", "layers.*.", 1) if layer else rest]
+            targets = target if isinstance(target, list) else [target]
+            for piece_name, piece in zip(targets, tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]):
+                state["model.vision_tower." + piece_name.replace("*", layer)] = piece
+    return state
+
+
+def native_model(values, model):
+    """The native model made from the same plain values as `model`, with its weights."""
+    vision, text = values["vision_config"], values["llm_config"]
+    text_class = transformers.CONFIG_MAPPING[text["model_type"]]
+    config = transformers.InternVLConfig(
+        vision_config=transformers.InternVLVisionConfig(
+            hidden_size=vision["hidden_size"],
+            num_hidden_layers=vision["num_hidden_layers"],
+            num_attention_heads=vision["num_attention_heads"],
+            intermediate_size=vision["intermediate_size"],
+            attention_bias=vision["qkv_bias"],
+            use_qk_norm=vision["qk_normalization"],
+            norm_type=vision["norm_type"],
+            image_size=[vision["image_size"]] * 2,
+            patch_size=[vision["patch_size"]] * 2,
+        ),
+        text_config=text_class(**{key: value for key, value in text.items() if key != "model_type"}),
+        image_token_id=IMAGE_ID,
+        downsample_ratio=values.get("downsample_ratio", 0.5),
+        tie_word_embeddings=text["tie_word_embeddings"],
+    )
+    native = transformers.InternVLForConditionalGeneration(config).eval()
+    native.load_state_dict(native_state(model), strict=True)
+    return native
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=str)
+def pair(request, toy_values, toy_model):
+    """(ours, native), with equal weights."""
+    ours = toy_model(**MODELS[request.param])
+    native = native_model(toy_values(**MODELS[request.param]), ours)
+    tied = ours.config.llm_config.tie_word_embeddings
+    for model in (ours, native):
+        head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        assert (head.data_ptr() == table.data_ptr()) == tied
+    return ours, native
+
+
+def tiles(model, count, side=None, seed=1):
+    side = side or model.config.vision_config.image_size
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def prompt(model, *tiles_of_images, seed=2):
+    """A row of random text ids with the image tokens of each image in between."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(count):
+        return torch.randint(8, 96, (count,), generator=generator).tolist()
+
+    ids = text(4)
+    for count in tiles_of_images:
+        ids += [IMAGE_ID] * (count * model.num_image_token) + text(3)
+    return torch.tensor([ids])
+
+
+def left_padded(*rows):
+    width = max(row.shape[1] for row in rows)
+    ids = torch.cat([torch.nn.functional.pad(row, (width - row.shape[1], 0)) for row in rows])
+    mask = torch.tensor([[0] * (width - row.shape[1]) + [1] * row.shape[1] for row in rows])
+    return ids, mask
+
+
+# Name of the case -> the tiles of each image, one tuple a row of the batch.
+PROMPTS = {
+    "text": [()],
+    "one image": [(1,)],
+    "several tiles": [(4,)],
+    "several images": [(1, 3, 1)],
+    "left-padded batch": [(), (2,), (1, 1)],
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS, ids=str)
+@torch.no_grad()
+def test_equal_logits_and_greedy_tokens(pair, case):
+    ours, native = pair
+    rows = [prompt(ours, *images, seed=seed) for seed, images in enumerate(PROMPTS[case])]
+    ids, mask = left_padded(*rows)
+    count = sum(map(sum, PROMPTS[case]))
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if count:
+        inputs["pixel_values"] = tiles(ours, count)
+
+    expected = native(**inputs).logits
+    actual = ours(**inputs).logits
+    assert expected[mask.bool()].std() > 0.1  # the comparison is not one of zeros
+    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=0)
+
+    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    expected = native.generate(**inputs, **settings)[:, ids.shape[1] :]
+    actual = ours.generate(**inputs, **settings)
+    assert actual.shape == (len(rows), NEW_TOKENS)
+    assert actual.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", [None, 64, 16], ids=["own size", "larger", "smaller"])
+@torch.no_grad()
+def test_equal_vision_tower(toy_values, toy_model, attention, side):
+    """Every hidden state, for both backends and for sizes that need another position table."""
+    options = {"vision": {"qk_normalization": True, "norm_type": "rms_norm"}}
+    ours = toy_model(**options, attn_implementation=attention)
+    native = native_model(toy_values(**options), ours).model.vision_tower
+    native.config._attn_implementation = "eager"
+    pixel_values = tiles(ours, 3, side)
+    actual = ours.vision_model(pixel_values, output_hidden_states=True)
+    # The native tower records what its encoder returns under other rules from release to release: listen to its layers.
+    heard = []
+    for layer in native.encoder.layer:
+        layer.register_forward_hook(lambda _module, _args, out: heard.append(out[0] if isinstance(out, tuple) else out))
+    expected = native(pixel_values)
+    assert len(heard) == len(actual.hidden_states) - 1 == 3
+    torch.testing.assert_close(actual.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+    first = native.embeddings(pixel_values)
+    heard.insert(0, first[0] if isinstance(first, tuple) else first)
+    for ours_state, native_state_ in zip(actual.hidden_states, heard):
+        torch.testing.assert_close(ours_state, native_state_, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_equal_loss_and_features(toy_values, toy_model):
+    ours = toy_model()
+    native = native_model(toy_values(), ours)
+    ids, pixel_values = prompt(ours, 2), tiles(ours, 2)
+    labels = torch.where(ids == IMAGE_ID, -100, ids)
+    expected = native(input_ids=ids, pixel_values=pixel_values, labels=labels).loss
+    torch.testing.assert_close(ours(pixel_values, ids, labels=labels).loss, expected, atol=1e-5, rtol=0)
+    features = native.get_image_features(pixel_values=pixel_values)
+    features = getattr(features, "pooler_output", features)
+    torch.testing.assert_close(ours.extract_feature(pixel_values), features, atol=1e-5, rtol=0)

@@ -56,7 +56,7 @@ def generation_settings(model, tokenizer, conversation, given):
         raise TypeError(f"generation_config must be a dict, a GenerationConfig or None, got {type(given).__name__}")
     # One limit, the caller's before the checkpoint's: transformers warns about two.
     if asked.get("max_new_tokens") is None and asked.get("max_length") is not None:
-        settings.max_new_tokens = None
+        settings.max_new_tokens = None  # the prompt's length decides, see `ChatMixin._ask`
     else:
         settings.max_new_tokens = settings.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         settings.max_length = GenerationConfig().max_length

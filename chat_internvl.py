@@ -261,6 +261,11 @@ class ChatMixin:
     def _ask(self, tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size) -> list:
         """Runs `generate` on the prompts, padded on the left; returns the new ids of each row as lists."""
         width = max(len(row.input_ids) for row in rows)
+        if settings.max_new_tokens is None:  # with embeddings as input, releases disagree on what `max_length` counts
+            if settings.max_length <= width:
+                raise ValueError(f"max_length={settings.max_length} leaves no room for an answer to a prompt of {width} tokens")
+            settings.max_new_tokens = settings.max_length - width
+            settings.max_length = None
         pad = padding_id(tokenizer, settings.eos_token_id)
         ids = torch.tensor([[pad] * (width - len(row.input_ids)) + row.input_ids for row in rows])
         mask = torch.tensor([[0] * (width - len(row.input_ids)) + [1] * len(row.input_ids) for row in rows])

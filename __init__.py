@@ -26,9 +26,11 @@ _EXPORTS = {
         "dynamic_preprocess",
         "find_closest_aspect_ratio",
         "load_image",
+        "open_image",
         "tile_grid",
     ],
     "prompt_internvl": ["frame_prefix"],
+    "tokenization_internlm2": ["InternLM2Tokenizer"],
     "video_internvl": ["get_index", "load_video", "read_frames"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

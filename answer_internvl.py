@@ -29,8 +29,8 @@ def generation_settings(model, tokenizer, conversation, given):
         given: the caller's dictionary, `GenerationConfig` or None. It is not changed.
 
     Returns:
-        `(generation_config, keywords, stop_ids)`: a `GenerationConfig` of our own, the entries of a given dictionary that
-        are arguments of `generate` rather than settings (`streamer`, `stopping_criteria`, ...), and the ids that end an
+        `(generation_config, keywords, stop_ids)`: a `GenerationConfig` of our own, the entries of a given dictionary
+        that are arguments of `generate` rather than settings (`streamer`, `stopping_criteria`, ...), and the ids that end an
         answer: the template's, the checkpoint's and the caller's.
 
     Raises:
@@ -76,7 +76,7 @@ def generation_settings(model, tokenizer, conversation, given):
 
 
 def padding_id(tokenizer, stop_ids) -> int:
-    """The id that fills rows of a batch: the tokenizer's, else an end token (what it is does not matter: it is masked)."""
+    """The id that fills rows of a batch: the tokenizer's, else an end token (it is masked, so that any id would do)."""
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     return stop_ids[0] if stop_ids else 0
@@ -161,7 +161,7 @@ class AnswerStream:
 
     @property
     def history(self):
-        """The history with this answer, as `chat(return_history=True)` returns it; complete once the stream has ended."""
+        """The history with this answer, as from `chat(return_history=True)`; complete once the stream has ended."""
         return None if self._on_finish is None else self._on_finish(self.text)
 
     def __iter__(self):

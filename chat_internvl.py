@@ -37,7 +37,7 @@ class ChatMixin:
     # --- media --------------------------------------------------------------------------------------------------------
 
     def load_image(self, image_file, **options) -> torch.Tensor:
-        """An image as the tiles that this model wants: its tile size, tile count and thumbnail rule, its device and dtype.
+        """An image as the tiles that this model wants: its tile size, count and thumbnail rule, its device and dtype.
 
         Args:
             image_file: path, PIL image, bytes, file object or array (see `preprocessing_internvl.load_image`).
@@ -93,8 +93,8 @@ class ChatMixin:
 
         Args:
             tokenizer: the checkpoint's tokenizer, slow or fast.
-            pixel_values: (tiles, 3, size, size) of all images of the conversation, earlier rounds included, in the order
-                of their `<image>` placeholders; None for text.
+            pixel_values: (tiles, 3, size, size) of all images of the conversation, earlier rounds included, in the
+                order of their `<image>` placeholders; None for text.
             question: the user's message. With one image and no `<image>` in the conversation, the image comes first.
             generation_config: dictionary of `generate`'s settings, `GenerationConfig` or None (greedy, at most 1024
                 tokens). The answer ends at the template's end mark and at the checkpoint's own end tokens.
@@ -153,7 +153,9 @@ class ChatMixin:
         row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
         settings, keywords, stop_ids = generation_settings(self, tokenizer, row.conversation, generation_config)
         if "streamer" in keywords:
-            raise ValueError("stream_chat brings its own streamer: leave `streamer` out of generation_config, or use chat")
+            raise ValueError(
+                "stream_chat brings its own streamer: leave `streamer` out of generation_config, or use chat"
+            )
         criteria = list(keywords.pop("stopping_criteria", None) or [])
 
         def generate(streamer, stopping_criteria):
@@ -224,7 +226,9 @@ class ChatMixin:
         if verbose:
             for row, answer in zip(rows, answers):
                 logger.info("%s%s", row.conversation.get_prompt(), answer)
-        return (answers, [row.history_with(answer) for row, answer in zip(rows, answers)]) if return_history else answers
+        return (
+            (answers, [row.history_with(answer) for row, answer in zip(rows, answers)]) if return_history else answers
+        )
 
     def count_tokens(
         self,
@@ -237,7 +241,7 @@ class ChatMixin:
         system_message=None,
         allow_special_tokens=False,
     ) -> int:
-        """Number of tokens of the prompt that `chat` would send for the same arguments, images included. Runs nothing."""
+        """Number of tokens of the prompt that `chat` would send for the same arguments, images included."""
         num_patches_list = _checked_patches(pixel_values, num_patches_list)
         tokens = ImageTokens(self.num_image_token)
         row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
@@ -263,7 +267,9 @@ class ChatMixin:
         width = max(len(row.input_ids) for row in rows)
         if settings.max_new_tokens is None:  # with embeddings as input, releases disagree on what `max_length` counts
             if settings.max_length <= width:
-                raise ValueError(f"max_length={settings.max_length} leaves no room for an answer to a prompt of {width} tokens")
+                raise ValueError(
+                    f"max_length={settings.max_length} leaves no room for an answer to a prompt of {width} tokens"
+                )
             settings.max_new_tokens = settings.max_length - width
             settings.max_length = None
         pad = padding_id(tokenizer, settings.eos_token_id)
@@ -327,7 +333,8 @@ def _patches_per_question(pixel_values, num_patches_list, num_questions) -> list
         if whole[0] == num_questions:
             return [[1] for _ in range(num_questions)]
         raise ValueError(
-            f"pixel_values has {whole[0]} tiles for {num_questions} questions: num_patches_list must tell whose they are"
+            f"pixel_values has {whole[0]} tiles for {num_questions} questions: "
+            "num_patches_list must tell whose they are"
         )
     entries = list(num_patches_list)
     if len(entries) != num_questions:

@@ -125,12 +125,54 @@ def external_attention(name: str):
     return getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {}).get(name)
 
 
+# --- key/value caches -------------------------------------------------------------------------------------------------
+
+
+def cache_length(past_key_values) -> int:
+    """Tokens that a key/value cache holds: tuples of tensors before 4.42, `Cache` objects since."""
+    if past_key_values is None:
+        return 0
+    if hasattr(past_key_values, "get_seq_length"):
+        return int(past_key_values.get_seq_length())
+    return past_key_values[0][0].shape[-2] if past_key_values else 0
+
+
+def cache_from_tuples(past_key_values):
+    """A `DynamicCache` with the keys and values of a tuple of (key, value) pairs, the format of releases before 4.42.
+    `DynamicCache.from_legacy_cache` does the same where it exists; 5.0 removed it."""
+    cache = transformers.DynamicCache()
+    for layer_idx, (key, value) in enumerate(past_key_values):
+        cache.update(key, value, layer_idx)
+    return cache
+
+
+def cache_to_tuples(cache) -> tuple:
+    """The way back from `cache_from_tuples`. 4.54 moved the tensors from two lists into layer objects; 5.0 removed
+    `to_legacy_cache`."""
+    if hasattr(cache, "layers"):
+        return tuple((layer.keys, layer.values) for layer in cache.layers)
+    return tuple(zip(cache.key_cache, cache.value_cache))
+
+
+def cache_capacity(cache):
+    """Positions that a cache of fixed size allocates, or None for one that grows. The number moved from the cache to
+    its layers in 4.54; of the methods that tell it, each release has another.
+
+    Raises:
+        ValueError: a `StaticCache` of 4.38 to 4.41, which holds one layer and so cannot be a model's.
+    """
+    if hasattr(getattr(cache, "key_cache", None), "shape"):
+        raise ValueError(f"a {type(cache).__name__} of this transformers holds a single layer: pass a DynamicCache")
+    layers = getattr(cache, "layers", [cache])
+    return getattr(layers[0], "max_cache_len", None) if layers else None
+
+
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
 def prompt_width_of_embeddings() -> int:
-    """Columns that stand for the prompt in the output of `generate(inputs_embeds=...)`: none since 4.39, one invented bos
-    token before."""
+    """Columns that stand for the prompt in the output of `generate(inputs_embeds=...)`: none since 4.39, before one bos
+    token that nobody asked for."""
     initialize = getattr(transformers.GenerationMixin, "_maybe_initialize_input_ids_for_generation", None)
     return 0 if initialize is None or "inputs_embeds" in inspect.getsource(initialize) else 1
 
@@ -145,15 +187,6 @@ def logits_to_keep_keyword(forward) -> str:
     return ""
 
 
-def cache_length(past_key_values) -> int:
-    """Tokens that a key/value cache holds: tuples of tensors before 4.42, `Cache` objects since."""
-    if past_key_values is None:
-        return 0
-    if hasattr(past_key_values, "get_seq_length"):
-        return int(past_key_values.get_seq_length())
-    return past_key_values[0][0].shape[-2] if past_key_values else 0
-
-
 def is_prefill(past_key_values, generation_inputs: dict) -> bool:
     """Whether a generation step is the first one. 5.0 and later say so; 4.39 to 4.57 give the positions; earlier
     releases have nothing but the cache."""
@@ -163,3 +196,46 @@ def is_prefill(past_key_values, generation_inputs: dict) -> bool:
     if positions is not None:
         return int(positions[0]) == 0
     return cache_length(past_key_values) == 0
+
+
+def _prepare_inputs_for_generation(
+    self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, position_ids=None, **kwargs
+):
+    """Drops the columns that the cache holds already.
+
+    `attention_mask` covers all columns, those of the cache and of `inputs_embeds` included; `input_ids` may lack the
+    columns that came as `inputs_embeds`. Releases before 4.45 never ask for the last logits only: a prompt given as
+    embeddings gets it here (assisted decoding, which needs more of them, cannot start from embeddings).
+    """
+    torch = importlib.import_module("torch")
+    total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+    past = cache_length(past_key_values)
+    new = total - past
+
+    for name in ("cache_position", "is_first_iteration"):  # both follow from the cache
+        kwargs.pop(name, None)
+    inputs = {"past_key_values": past_key_values, "attention_mask": attention_mask, **kwargs}
+    if inputs_embeds is not None and past < inputs_embeds.shape[1]:
+        inputs["inputs_embeds"] = inputs_embeds[:, -new:]
+        if not {"logits_to_keep", "num_logits_to_keep"} & set(kwargs):
+            inputs["logits_to_keep"] = 1
+    else:
+        inputs["input_ids"] = input_ids[:, -new:].contiguous()
+    if position_ids is not None:  # the prompt's; each generated token is one further
+        generated = torch.arange(1, total - position_ids.shape[1] + 1, device=position_ids.device)
+        position_ids = torch.cat((position_ids, position_ids[:, -1:] + generated), dim=1)
+        inputs["position_ids"] = position_ids[:, -new:]
+    capacity = cache_capacity(past_key_values)
+    if capacity and attention_mask is not None:  # one width for all steps: a compiled forward pass serves them all
+        inputs["attention_mask"] = torch.nn.functional.pad(attention_mask, (0, max(capacity - total, 0)))
+    return inputs
+
+
+def inputs_for_generation():
+    """The method `prepare_inputs_for_generation` of a language model: that of transformers where `generate` tells it
+    how many tokens to take (since one of the releases after 5.0). Before 4.46 each model writes its own; the shared one
+    of 4.46 to 4.50 cannot go on from a cache with embeddings; up to 5.0, where the caller gave positions, it gives
+    every new token the last position of the prompt."""
+    shared = transformers.GenerationMixin.prepare_inputs_for_generation
+    is_told = "next_sequence_length" in inspect.signature(shared).parameters
+    return shared if is_told else _prepare_inputs_for_generation

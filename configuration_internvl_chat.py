@@ -13,7 +13,7 @@ from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
 from .conversation import conv_template_names
 
-# Architecture (as `llm_config.architectures[0]` names it) -> configuration class: ours, or the name of transformers' own.
+# Architecture (`llm_config.architectures[0]`) -> configuration class: ours, or the name of transformers' own.
 LLM_CONFIGS = {
     "Qwen2ForCausalLM": "Qwen2Config",
     "InternLM2ForCausalLM": InternLM2Config,
@@ -38,9 +38,7 @@ def llm_config_class(architecture: str):
         ValueError: the architecture is unknown, or the installed transformers does not have it.
     """
     if architecture not in LLM_CONFIGS:
-        raise ValueError(
-            f"unsupported language model architecture {architecture!r}; choices: {', '.join(LLM_CONFIGS)}"
-        )
+        raise ValueError(f"unsupported language model architecture {architecture!r}; choices: {', '.join(LLM_CONFIGS)}")
     entry = LLM_CONFIGS[architecture]
     found = transformers_class(entry) if isinstance(entry, str) else entry
     if found is None:

@@ -23,7 +23,7 @@ _SYSTEM_GPT_OSS = (
 
 
 class SeparatorStyle(Enum):
-    """What follows a message: `MPT` puts `sep` after each one, `MPT_TWO` ends the last assistant message with `sep2`."""
+    """What follows a message: `MPT` has `sep` after each one, `MPT_TWO` ends the last assistant message with `sep2`."""
 
     MPT = "MPT"
     MPT_TWO = "MPT_TWO"
@@ -56,9 +56,9 @@ class Conversation:
     stop_token_ids: Optional[list] = None
 
     def parts(self):
-        """The prompt as `(text, author)` pairs in order; `author` is `"template"`, `"system"`, `"user"` or `"assistant"`.
+        """The prompt as `(text, author)` pairs in order.
 
-        Joined, the texts are `get_prompt()`. The author tells which text is ours and which came from outside, so that a
+        `author` is `"template"`, `"system"`, `"user"` or `"assistant"`. Joined, the texts are `get_prompt()`. The author tells which text is ours and which came from outside, so that a
         reserved token inside a question can be told from the one that we placed (see `prompt_internvl.py`).
         """
         before, _, after = self.system_template.partition("{system_message}")
@@ -109,7 +109,9 @@ class Conversation:
         """The conversation as `[{"role": ..., "content": ...}]`, without the open message; the system message first."""
         named = {self.roles[0]: "user", self.roles[1]: "assistant"}
         messages = [{"role": "system", "content": self.system_message}]
-        messages += [{"role": named.get(role, role), "content": text} for role, text in self.messages if text is not None]
+        messages += [
+            {"role": named.get(role, role), "content": text} for role, text in self.messages if text is not None
+        ]
         return messages
 
 

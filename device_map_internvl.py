@@ -14,8 +14,8 @@ def split_model(model_name_or_config, world_size=None, **config_keywords) -> dic
     """A `device_map` for `from_pretrained` over several GPUs, by the rule of the model cards.
 
     The layers of the language model are spread evenly; the first GPU counts as half of one, because it also holds the
-    vision tower, the projector, the embeddings, the final norm, the head and the last layer. With embeddings, last layer
-    and head on one device the input and the output of the model meet on the same device.
+    vision tower, the projector, the embeddings, the final norm, the head and the last layer: input and output of the
+    model meet on one device.
 
     Args:
         model_name_or_config: folder, Hub id or `InternVLChatConfig`.
@@ -36,7 +36,9 @@ def split_model(model_name_or_config, world_size=None, **config_keywords) -> dic
     if world_size is None:
         world_size = torch.cuda.device_count()
         if world_size == 0:
-            raise ValueError("torch sees no GPU: pass world_size, the number of GPUs of the machine that will run the model")
+            raise ValueError(
+                "torch sees no GPU: pass world_size, the number of GPUs of the machine that will run the model"
+            )
     if world_size < 1:
         raise ValueError(f"world_size must be at least 1, got {world_size}")
 

@@ -217,7 +217,7 @@ class InternVisionEmbeddings(nn.Module):
 
 
 class InternVisionModel(PreTrainedModel):
-    """InternViT: `pixel_values` (tiles, 3, height, width), normalised, to `last_hidden_state` (tiles, 1 + patches, hidden).
+    """InternViT: normalised `pixel_values` (tiles, 3, height, width) to `last_hidden_state` (tiles, 1 + patches, hidden).
 
     The attention backend follows `attn_implementation` (`eager`, `sdpa`, `flash_attention_2`, and what the installed
     transformers registers); the default is `sdpa`.
@@ -287,8 +287,8 @@ class InternVisionModel(PreTrainedModel):
         """Encodes images.
 
         Args:
-            pixel_values: (tiles, channels, height, width) float, normalised; height and width are multiples of the patch
-                size and need not be those of the configuration.
+            pixel_values: (tiles, channels, height, width) float, normalised; height and width are multiples of the
+                patch size and need not be those of the configuration.
             output_hidden_states: return the input of the first layer and the output of each one.
             return_dict: return a tuple where false.
             pixel_embeds: (tiles, 1 + patches, hidden) instead of `pixel_values`: embeddings that skip the first stage.

@@ -18,12 +18,21 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .compat_internlm2_draft import cache_capacity, cache_from_tuples, cache_to_tuples, prepare_inputs_for_generation
-from .compat_internvl import external_attention, requested_attention, tied_weights_keys
+from .compat_internvl import (
+    cache_capacity,
+    cache_from_tuples,
+    cache_to_tuples,
+    external_attention,
+    inputs_for_generation,
+    requested_attention,
+    tied_weights_keys,
+)
 from .configuration_internlm2 import InternLM2Config
 
 logger = logging.getLogger(__name__)
-is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older torch cannot tell
+# What older torch lacks.
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)
+SDPA_TAKES_GROUPS = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")
 
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
@@ -59,6 +68,7 @@ def rotary_tables(config: InternLM2Config, position_ids: torch.Tensor, dtype: to
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Applies the rotary embedding to `states` (batch, heads, tokens, head_dim)."""
+    cos, sin = cos.to(states.dtype), sin.to(states.dtype)  # nothing to do, unless autocast chose another dtype
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -85,11 +95,16 @@ def _eager_attention(module, query, key, value, mask):
 
 
 def _sdpa_attention(module, query, key, value, mask):
-    key, value = _repeat_heads(query, key, value)
+    options = {"attn_mask": mask, "is_causal": mask is None and query.shape[2] > 1}
+    # On a CPU, copying the heads costs more than the attention of a decoding step. CUDA has no fast kernel for grouped
+    # heads under a mask.
+    if SDPA_TAKES_GROUPS and (mask is None or query.device.type == "cpu"):
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = _repeat_heads(query, key, value)
     if mask is not None:  # torch 2.1 on CUDA gives wrong results for a mask with strided inputs
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    is_causal = mask is None and query.shape[2] > 1
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal).transpose(1, 2), None
+    return F.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2), None
 
 
 def _flash_attention(module, query, key, value, mask):
@@ -167,7 +182,7 @@ def causal_mask(attention_mask: Optional[torch.Tensor], slots: torch.Tensor, key
     mask = keys <= slots[:, None]  # (tokens, key_length)
     if attention_mask is None:
         return mask[None, None]
-    visible = attention_mask[:, :key_length].to(slots.device, torch.bool)
+    visible = attention_mask[:, :key_length].bool()
     visible = F.pad(visible, (0, key_length - visible.shape[1]))
     mask = mask & visible[:, None] | (keys == slots[:, None])  # (batch, tokens, key_length)
     return mask[:, None]
@@ -190,7 +205,7 @@ class InternLM2RMSNorm(nn.Module):
         return self.weight * in_float.to(hidden_states.dtype)
 
 
-# Not called "...Attention": transformers 5 takes a class of that name for one that cannot switch its backend, which
+# Not called "...Attention": newer transformers takes a class of that name for one that cannot switch its backend, which
 # this one can, since the backend is looked up at each forward pass.
 class InternLM2SelfAttn(nn.Module):
     """Grouped-query attention. The rows of `wqkv` come in one group per key/value head: its query heads, the key head,
@@ -265,14 +280,14 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flash_attn_2 = True  # name of the line above before 4.54
+    _supports_flash_attn_2 = True  # older name of the line above
     _supports_cache_class = True
     _supports_quantized_cache = True
     _supports_static_cache = True
-    _can_compile_fullgraph = True  # name of the line above since 4.54
+    _can_compile_fullgraph = True  # newer name of the line above
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Through `nn.init`: transformers 5 runs this after loading, with `nn.init` guarded to pass over loaded weights.
+        # Through `nn.init`: newer transformers runs this after loading too, and makes `nn.init` skip what is loaded.
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
@@ -300,11 +315,12 @@ class InternLM2Model(InternLM2PreTrainedModel):
 
     def _plan(self, hidden_states, attention_mask, position_ids, cache, cache_position, is_eager) -> AttentionPlan:
         """Backend, positions and mask of one forward pass."""
-        tokens = hidden_states.shape[1]
+        tokens, device = hidden_states.shape[1], hidden_states.device
+        attention_mask = None if attention_mask is None else attention_mask.to(device)
         past = cache.get_seq_length() if cache is not None else 0  # a tensor for a cache of fixed size
         slots = cache_position
         if slots is None:
-            slots = torch.arange(tokens, device=hidden_states.device) + past
+            slots = torch.arange(tokens, device=device) + past
         capacity = cache_capacity(cache) if cache is not None else None
         key_length = capacity or past + tokens
         shape = tuple(attention_mask.shape) if attention_mask is not None else ()
@@ -317,21 +333,23 @@ class InternLM2Model(InternLM2PreTrainedModel):
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, slots]
         elif position_ids is None:
             position_ids = slots[None]
-        rotary = rotary_tables(self.config, position_ids.to(hidden_states.device), hidden_states.dtype)
-        attend, is_flash = attention_backend(
-            "eager" if is_eager else requested_attention(self.config) or "sdpa", hidden_states
-        )
+        rotary = rotary_tables(self.config, position_ids.to(device), hidden_states.dtype)
+        name = "eager" if is_eager else requested_attention(self.config) or "sdpa"
+        attend, is_flash = attention_backend(name, hidden_states)
 
         if len(shape) == 4:
             if is_flash:
                 raise ValueError(f"flash attention takes an attention_mask of (batch, columns) only, got {shape}.")
             dtype = hidden_states.dtype if attention_mask.is_floating_point() else torch.bool
             return AttentionPlan(attend, attention_mask[..., :key_length].to(dtype), slots, rotary)
+        used = int(slots[-1]) + 1 if is_flash and capacity else None
+        if attention_mask is not None and used:
+            attention_mask = attention_mask[:, :used]
         # Looking at values makes the host wait for the GPU, once per forward pass; a compiled graph cannot look.
         if attention_mask is not None and not is_compiling() and bool(attention_mask.all()):
             attention_mask = None
         if is_flash:
-            return AttentionPlan(attend, attention_mask, slots, rotary, int(slots[-1]) + 1 if capacity else None)
+            return AttentionPlan(attend, attention_mask, slots, rotary, used)
         # The whole causal triangle, or a single last row, which sees everything.
         is_plain = attention_mask is None and not capacity and (tokens == 1 or tokens == key_length)
         if is_plain and (tokens == 1 or attend is _sdpa_attention):
@@ -395,21 +413,22 @@ class InternLM2Model(InternLM2PreTrainedModel):
 
         all_hidden_states, all_weights = [], []
         for layer in self.layers:
-            all_hidden_states.append(hidden_states)
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
             if is_checkpointed:
                 hidden_states, weights = self._gradient_checkpointing_func(layer.__call__, hidden_states, plan, cache)
             else:
                 hidden_states, weights = layer(hidden_states, plan, cache=cache)
-            all_weights.append(weights)
+            if output_attentions:
+                all_weights.append(weights)
         hidden_states = self.norm(hidden_states)
-        all_hidden_states.append(hidden_states)
 
         if not use_cache:
             cache = None
         output = BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
             past_key_values=cache_to_tuples(cache) if as_tuples and use_cache else cache,
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_weights) if output_attentions else None,
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
@@ -419,7 +438,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
     """InternLM2 with its language-model head."""
 
     _tied_weights_keys = tied_weights_keys({"output.weight": "model.tok_embeddings.weight"})
-    prepare_inputs_for_generation = prepare_inputs_for_generation
+    prepare_inputs_for_generation = inputs_for_generation()
 
     def __init__(self, config: InternLM2Config):
         super().__init__(config)

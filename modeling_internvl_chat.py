@@ -117,9 +117,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
         merged = round(1 / config.downsample_ratio) ** 2 * config.vision_config.hidden_size
         hidden = config.llm_config.hidden_size
-        self.mlp1 = nn.Sequential(
-            nn.LayerNorm(merged), nn.Linear(merged, hidden), nn.GELU(), nn.Linear(hidden, hidden)
-        )
+        self.mlp1 = nn.Sequential(nn.LayerNorm(merged), nn.Linear(merged, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.num_image_token = config.num_image_token
         self.select_layer = config.select_layer
         self.downsample_ratio = config.downsample_ratio
@@ -458,9 +456,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, past_key_values=None, **kwargs):
         """Inputs of one step: the language model's own, and the images at the first."""
-        inputs = self.language_model.prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
+        inputs = self.language_model.prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if pixel_values is not None and is_prefill(past_key_values, kwargs):
             inputs["pixel_values"] = pixel_values
         return inputs
@@ -470,7 +466,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
 
 class InternVLChatForConditionalGeneration(InternVLChatModel):
-    """The same model behind `AutoModelForImageTextToText`: `generate` has transformers' standard meaning and returns the
+    """The model behind `AutoModelForImageTextToText`: `generate` has transformers' standard meaning and returns the
     prompt followed by the new tokens, which `pipeline` and `processor.decode` expect. `chat` is not affected."""
 
     def generate(self, *args, **kwargs):
@@ -478,7 +474,7 @@ class InternVLChatForConditionalGeneration(InternVLChatModel):
 
 
 def _language_loss(logits, labels, weights, all_gather, num_items) -> torch.Tensor:
-    """Next-token cross entropy in float32: the mean over labels, or the weighted form of the published training code."""
+    """Next-token cross entropy in float32: the mean over labels, or weighted as in the published training code."""
     logits = logits[:, :-1].flatten(0, 1).float()
     labels = labels[:, 1:].flatten().to(logits.device)
     if weights is None:

@@ -20,7 +20,7 @@ import torch
 # Model files import on a machine without Pillow or numpy; only a call that needs them fails, in `_require_pillow`.
 try:
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 except ImportError:
     np = Image = None
 
@@ -172,7 +172,7 @@ def build_transform(input_size):
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise ImportError(
             "build_transform needs a torchvision that matches the installed torch "
-            f'({torch.__version__}): pip install "internvl_chat[torchvision]". load_image does not need it. '
+            f'({torch.__version__}): pip install "internvl_chat[transform]". load_image does not need it. '
             f"The import failed with: {error}"
         ) from error
     return transforms.Compose(
@@ -318,7 +318,7 @@ def _decode(source, exif_orientation, max_pixels):
     else:
         image = Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source)
     _check_pixels(*image.size, max_pixels)
-    # TIFF is turned upright by Pillow while loading: the orientation that is left to apply is known only afterwards.
+    # Pillow 10 and later turn a TIFF upright while loading: what is left to apply is known only afterwards.
     image.load()
     orientation = _orientation(image) if exif_orientation else 1
     if image.mode in _DEEP_MODES:
@@ -326,6 +326,8 @@ def _decode(source, exif_orientation, max_pixels):
     image = _to_rgb(image)
     if orientation in _UPRIGHT:
         image = image.transpose(getattr(Image.Transpose, _UPRIGHT[orientation]))
+        for name in ("exif", "xmp", "XML:com.adobe.xmp"):  # or it would be turned again where it is opened again
+            image.info.pop(name, None)
     return image
 
 
@@ -380,7 +382,9 @@ def _open(source, name, exif_orientation, max_pixels):
         return _decode(source, exif_orientation, max_pixels)
     # Pillow's readers meet corrupt data with any exception there is (SyntaxError, struct.error, IndexError, ...).
     except Exception as error:
-        raise ImageLoadError(f"cannot read an image from {name}: {error or type(error).__name__}") from error
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = (str(error) or type(error).__name__) if known else "it is of no image format that Pillow knows"
+        raise ImageLoadError(f"cannot read an image from {name}: {reason}") from error
 
 
 def load_image(

@@ -1,4 +1,4 @@
-"""From a conversation to token ids: the one prompt builder behind `chat`, `batch_chat`, `stream_chat` and the processor.
+"""From a conversation to token ids: the one prompt builder behind `chat`, `batch_chat` and `stream_chat`.
 
 What comes from outside is data. A reserved token inside a question, an answer or a system message is encoded as plain
 text: the prompt is cut inside it, so that the tokenizer never sees it whole. A prompt without such text is tokenised in
@@ -55,8 +55,9 @@ def place_images(question: str, history, num_images: int) -> str:
         return f"{IMAGE_PLACEHOLDER}\n{question}"
     if placeholders != num_images:
         raise ValueError(
-            f"{placeholders} {IMAGE_PLACEHOLDER} placeholders ({earlier} of them in the history) for {num_images} images: "
-            f"put one {IMAGE_PLACEHOLDER} where each image belongs, and its tiles into pixel_values and num_patches_list"
+            f"{placeholders} {IMAGE_PLACEHOLDER} placeholders ({earlier} of them in the history) for {num_images} "
+            f"images: put one {IMAGE_PLACEHOLDER} where each image belongs, and its tiles into pixel_values and "
+            "num_patches_list"
         )
     return question
 
@@ -93,7 +94,9 @@ def build_prompt(tokenizer, conversation, num_patches_list, image_tokens, allow_
     """
     context_id = token_id(tokenizer, image_tokens.context)
     if context_id is None and num_patches_list:
-        raise ValueError(f"the tokenizer has no token {image_tokens.context!r}: it does not belong to an InternVL model")
+        raise ValueError(
+            f"the tokenizer has no token {image_tokens.context!r}: it does not belong to an InternVL model"
+        )
     reserved = () if allow_special_tokens else reserved_tokens(tokenizer, image_tokens)
     remaining = list(num_patches_list)
     pieces = [""]  # the tokenizer sees each piece on its own; a new one starts inside a reserved token
@@ -122,7 +125,8 @@ def build_prompt(tokenizer, conversation, num_patches_list, image_tokens, allow_
     found = ids.count(context_id) if context_id is not None else 0
     if found != expected:
         raise ValueError(
-            f"the prompt has {found} image tokens where the images have {expected}: is {image_tokens.context!r} in a message?"
+            f"the prompt has {found} image tokens where the images have {expected}: "
+            f"is {image_tokens.context!r} in a message?"
         )
     return ids
 

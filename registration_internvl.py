@@ -66,23 +66,33 @@ def _prefer_ours(module) -> None:
     module.get_class_from_dynamic_module = get_class_from_dynamic_module
 
 
-# transformers' module -> what to do with it, and the modules of ours that this imports.
+# transformers' module -> what to do once it is imported, and the modules that must not be half imported then: ours,
+# which import transformers themselves, and those of transformers that ours need and that import the auto modules
+# (4.37, 4.40).
 _STEPS = {
-    _AUTO + "configuration_auto": (_register_configurations, ["configuration_internvl_chat"]),
-    _AUTO + "modeling_auto": (_register_models, ["configuration_internvl_chat", "modeling_internvl_chat"]),
+    _AUTO + "configuration_auto": (_register_configurations, [f"{_PACKAGE}.configuration_internvl_chat"]),
+    _AUTO + "modeling_auto": (
+        _register_models,
+        [
+            f"{_PACKAGE}.configuration_internvl_chat",
+            f"{_PACKAGE}.modeling_internvl_chat",
+            "transformers.generation.utils",
+            "transformers.modeling_utils",
+        ],
+    ),
 }
 _PREFERRING = (_AUTO + "configuration_auto", _AUTO + "auto_factory")
+_WATCHED = {*_STEPS, *_PREFERRING, *(name for _, whole in _STEPS.values() for name in whole)}
 _done = set()
 
 
 def _register() -> None:
-    """Takes each step whose modules are there, once. Our own modules import transformers, so that the auto modules may
-    come while one of ours is half imported; the step then waits until that one is whole."""
+    """Takes each step whose modules are there, once; called after the import of each watched module."""
     for name in _PREFERRING:
         if _is_imported(name):
             _prefer_ours(sys.modules[name])
-    for name, (act, ours) in _STEPS.items():
-        half_imported = [own for own in ours if f"{_PACKAGE}.{own}" in sys.modules and not _is_imported(f"{_PACKAGE}.{own}")]
+    for name, (act, whole) in _STEPS.items():
+        half_imported = [other for other in whole if other in sys.modules and not _is_imported(other)]
         if name not in _done and _is_imported(name) and not half_imported:
             _done.add(name)
             act(sys.modules[name])
@@ -91,9 +101,6 @@ def _register() -> None:
 def _is_imported(name: str) -> bool:
     module = sys.modules.get(name)
     return module is not None and not getattr(module.__spec__, "_initializing", False)
-
-
-_WATCHED = {*_STEPS, *_PREFERRING, f"{_PACKAGE}.configuration_internvl_chat", f"{_PACKAGE}.modeling_internvl_chat"}
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

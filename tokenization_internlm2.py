@@ -23,8 +23,8 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
 
     Text between two added tokens is encoded by SentencePiece on its own, as if it were a whole text; leading and
     repeated spaces, line ends and unknown characters (byte pieces) come out as `tokenizer.model` has them. Decoding
-    joins the pieces of each such stretch and writes added tokens between them as they are, without spaces around (slow
-    tokenizers of transformers 4 put some there; `spaces_between_special_tokens=True` still does).
+    joins the pieces of each such stretch and writes added tokens between them as they are, without the spaces around
+    that slow tokenizers of older transformers put there (`spaces_between_special_tokens=True` still does).
 
     Args:
         vocab_file: path of the SentencePiece model.
@@ -116,11 +116,11 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
             raise ValueError(f"token id {index} is out of range: expected 0 to {len(self) - 1}")
         return self._pieces[index]
 
-    def _segments(self, tokens: list):
-        """Decoded stretches of text and added tokens, in order."""
-        added, pieces = self._added_tokens_encoder, []
+    def _segments(self, tokens: list, skipped=()):
+        """The text of each stretch of pieces and the added tokens between them, `skipped` left out, in order."""
+        pieces = []
         for token in [*tokens, None]:
-            if token is not None and token not in added:
+            if token is not None and token not in self._added_tokens_encoder:
                 pieces.append(token)
                 continue
             if pieces:
@@ -128,7 +128,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
                 has_lost_space = pieces[0].startswith(_SPACE) and not text.startswith(" ")
                 yield " " + text if self.decode_with_prefix_space and has_lost_space else text
                 pieces = []
-            if token is not None:
+            if token is not None and token not in skipped:
                 yield token
 
     def convert_tokens_to_string(self, tokens: list) -> str:
@@ -144,9 +144,9 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         **kwargs,
     ) -> str:
         # Written out rather than inherited: each generation of transformers joins the parts in another way.
-        token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens=skip_special_tokens)
-        text = (" " if spaces_between_special_tokens else "").join(self._segments(tokens))
+        tokens = self.convert_ids_to_tokens([token_ids] if isinstance(token_ids, int) else token_ids)
+        skipped = set(self.all_special_tokens) if skip_special_tokens else ()
+        text = (" " if spaces_between_special_tokens else "").join(self._segments(tokens, skipped))
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text

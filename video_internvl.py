@@ -40,10 +40,13 @@ logger = logging.getLogger(__name__)
 
 # Most frames that `fps=` takes from one video, unless the caller says otherwise.
 MAX_FRAMES = 512
-# Enough for decoding faster than real time; more would cost memory, and frames decoded in vain after each seek.
+# More would cost memory, and frames decoded in vain after each seek.
 _DECODER_THREADS = 4
-# AVFMT_FLAG-like constant of FFmpeg: the stream is a cover picture, not a video.
+# FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the stream is a cover picture, not a video.
 _ATTACHED_PICTURE = 0x400
+# FFmpeg seeks by presentation time, but in these formats by decoding time. With the wrong one it lands a group of
+# frames too early, which costs time, or too late, so that the file has to be decoded from its start.
+_SEEKS_BY_DECODING_TIME = frozenset({"mpegts", "mpeg"})
 # FFmpeg draws text files as pictures of a terminal; nobody who passes one as a video means that.
 _TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 # The signs (a, b, c, d) of FFmpeg's display matrix, x' = a x + c y, y' = b x + d y -> Pillow transposition.
@@ -106,6 +109,16 @@ def _checked_bound(bound, duration):
     if end < 0 or start >= duration:
         raise ValueError(f"bound={bound!r} lies outside the video, which lasts from 0 to {duration:.3f} seconds")
     return start, end
+
+
+def _indices_of_segments(reader, bound, num_segments):
+    times, last = reader.times, len(reader.times) - 1
+    if bound and round(bound[0] * reader.fps) > last + 1:
+        # A file of uneven frames may state an average rate that is far off, by which the published rule would point
+        # behind the last frame; the times are right.
+        first, last = bisect_left(times, bound[0]), bisect_right(times, bound[1]) - 1
+        return get_index(None, reader.fps, last, min(first, last), num_segments).tolist()
+    return get_index(bound, reader.fps, last, num_segments=num_segments).tolist()
 
 
 def _indices_at_rate(times, bound, fps, max_frames):
@@ -178,17 +191,17 @@ class _PyAVReader:
         self._source = source
         self._exact = exact
         self._stack = ExitStack()
-        self._open()
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if exact:
-            self._pts = [frame.pts for frame in self._decoded()]
-            if not self._pts:
-                raise ValueError("not one frame can be decoded")
-            self._stack.close()
+        try:
             self._open()
-        else:
-            self._list_packets()
-        self.times, self.fps = self._clock(rate)
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if exact:
+                self._list_frames()
+            else:
+                self._list_packets()
+            self.times, self.fps = self._clock(rate)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self):
         self._stack.close()
@@ -200,45 +213,64 @@ class _PyAVReader:
         options = {"protocol_whitelist": "none"}
         container = self._av.open(self._source.file, mode="r", container_options=options, metadata_errors="replace")
         self._container = self._stack.enter_context(closing(container))
-        stream = self._container.streams.best("video")
-        if stream is not None and int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
-            stream = None
+        streams = self._container.streams  # PyAV 12 and older do not choose the best one
+        stream = streams.best("video") if hasattr(streams, "best") else next(iter(streams.video), None)
+        disposition = getattr(stream, "disposition", 0)
+        if getattr(disposition, "value", disposition) & _ATTACHED_PICTURE:
+            raise ValueError("it has no video stream, only a cover picture")
         if self._container.format.name in _TEXT_FORMATS:
             raise ValueError("it is a text file")
         if stream is None:
-            kinds = sorted({found.type for found in self._container.streams})
+            kinds = sorted({found.type for found in streams})
             raise ValueError(f"it has no video stream (streams: {', '.join(kinds) or 'none'})")
         context = stream.codec_context
         if context is None:
             raise ValueError("the installed FFmpeg has no decoder for its video stream")
         if context.width * context.height > MAX_PIXELS:
             raise ValueError(f"its frames of {context.width}x{context.height} pixels are too large")
-        # Decoding several frames at once is fast; one after the other gives the same frames of a damaged file each time.
+        # Decoding several frames at once is fast; one by one, a damaged file gives the same frames every time.
         stream.thread_type = "SLICE" if self._exact else "AUTO"
         context.thread_count = min(_DECODER_THREADS, os.cpu_count() or 1)
+        # Pictures on the way that no other refers to need no decoding; H.264 marks them beyond doubt.
+        self._skips = context.name == "h264" and not self._exact
         self._stream = stream
+
+    def _list_frames(self):
+        """List the times of the frames by decoding them all, and go back to the start."""
+        self._pts = [frame.pts for frame in self._decoded(report=True)]
+        if not self._pts:
+            raise ValueError("not one frame can be decoded")
+        self.close()
+        self._open()
 
     def _list_packets(self):
         """List the times of the frames and the times of the keyframes, both ascending."""
-        pts, keys, damaged = [], [], 0
+        pts, keys, damaged, decoded_at = [], [], 0, -math.inf
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size == 0:  # the mark at the end
                     continue
                 if packet.pts is None:
                     raise _SeekMismatchError
+                if packet.dts is not None:
+                    if packet.dts < decoded_at:  # the clock jumps back, as where two recordings were joined
+                        raise _SeekMismatchError
+                    decoded_at = packet.dts
                 if packet.is_corrupt:
                     damaged += 1
                     continue
                 if packet.is_keyframe:
                     keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-                if not packet.is_discard:  # what an edit list cuts away is decoded, but never shown
+                if keys and not packet.is_discard:  # what an edit list cuts away is decoded, but never shown
                     pts.append(packet.pts)
         except self._av.error.FFmpegError as error:
             raise _SeekMismatchError from error
+        # AVI stores no presentation times: ascending ones, made up by FFmpeg for frames that change places, are false.
+        if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames and pts == sorted(pts):
+            raise _SeekMismatchError
         keys.sort()
-        # What comes before the first keyframe of a cut recording cannot be decoded.
-        self._pts = sorted(value for value in pts if keys and value >= keys[0][0])
+        # What comes before the first keyframe of a cut recording, in the file or on display, cannot be decoded.
+        self._pts = sorted(value for value in pts if value >= keys[0][0])
         self._keys = keys
         if not self._pts or len(set(self._pts)) != len(self._pts):
             raise _SeekMismatchError
@@ -280,7 +312,7 @@ class _PyAVReader:
                 return
         raise ValueError(f"it gave {len(self._pts)} frames once and fewer the second time")
 
-    def _decoded(self):
+    def _decoded(self, report=False):
         """Yield all frames from where the file stands, passing over packets that cannot be decoded."""
         damaged = 0
         try:
@@ -295,43 +327,50 @@ class _PyAVReader:
                 yield from frames
         except self._av.error.FFmpegError:  # the file ends in the middle of a packet
             damaged += 1
-        self._report(damaged)
+        if report:
+            self._report(damaged)
 
     def _pick_by_seeking(self, indices):
-        frames, upcoming = None, 0
+        wanted = {self._pts[index] for index in indices}
+        frames, start, upcoming = None, 0, 0
         for index in indices:
-            key_pts, key_dts = self._keys[bisect_right(self._keys, (self._pts[index], math.inf)) - 1]
-            start = bisect_left(self._pts, key_pts)
-            if frames is None or start > upcoming:
-                # Matroska looks up presentation times, the others decoding times; both find this keyframe itself.
-                offset = key_pts if "matroska" in self._container.format.name else key_dts
-                frames, upcoming = self._frames_from(key_pts, offset), start
-            try:
-                for frame in frames:
-                    if frame.pts != self._pts[upcoming]:
-                        raise _SeekMismatchError
-                    upcoming += 1
-                    if upcoming > index:
-                        yield index, frame
-                        break
-                else:
+            key = bisect_right(self._keys, (self._pts[index], math.inf)) - 1
+            key_start = bisect_left(self._pts, self._keys[key][0])
+            if frames is None or key_start > upcoming:
+                start = upcoming = key_start
+                frames = self._frames_from(*self._keys[key], wanted | {self._pts[start]})
+            for frame in frames:
+                place = bisect_left(self._pts, frame.pts)
+                left_out = place > upcoming and not (self._skips and upcoming > start)
+                if place < upcoming or place > index or left_out or self._pts[place] != frame.pts:
                     raise _SeekMismatchError
-            except self._av.error.FFmpegError as error:
-                raise _SeekMismatchError from error
+                upcoming = place + 1
+                if place == index:
+                    yield index, frame
+                    break
+            else:
+                raise _SeekMismatchError
 
-    def _frames_from(self, key_pts, offset):
-        self._container.seek(offset, stream=self._stream)
-        for packet in self._container.demux(self._stream):
-            for frame in packet.decode():
-                # MPEG program streams may count times differently after a seek: a key frame must still be one.
-                if frame.pts is None or (frame.pts == key_pts and not frame.key_frame):
-                    raise _SeekMismatchError
-                if frame.pts >= key_pts:
-                    yield frame
+    def _frames_from(self, key_pts, key_dts, wanted):
+        """Yield frames in display order from a keyframe on, at least those whose times are ``wanted``."""
+        try:
+            by_dts = self._container.format.name in _SEEKS_BY_DECODING_TIME
+            self._container.seek(key_dts if by_dts else key_pts, stream=self._stream)
+            for packet in self._container.demux(self._stream):
+                if self._skips:
+                    self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                for frame in packet.decode():
+                    # MPEG program streams may count times differently after a seek: a keyframe must still be one.
+                    if frame.pts is None or (frame.pts == key_pts and not frame.key_frame):
+                        raise _SeekMismatchError
+                    if frame.pts >= key_pts:
+                        yield frame
+        except self._av.error.FFmpegError as error:
+            raise _SeekMismatchError from error
 
 
 class _DecordReader:
-    """Frames by decord, for comparison with the model cards; see there for the files on which it errs."""
+    """Frames by decord, as in the model cards; in AVI, MPEG-TS, open-group and cut files it returns wrong ones."""
 
     def __init__(self, source, exact):
         decord = _optional_module("decord", "decord")
@@ -459,8 +498,7 @@ def _sample_file(reader_type, source, exact, bound, num_segments, fps, max_frame
         duration = reader.times[-1] + 1 / reader.fps
         seconds = _checked_bound(bound, duration) if bound else None
         if fps is None:
-            indices = get_index(seconds, reader.fps, total - 1, num_segments=num_segments)
-            indices = np.clip(indices, 0, total - 1).tolist()
+            indices = _indices_of_segments(reader, seconds, num_segments)
         else:
             indices = _indices_at_rate(reader.times, seconds, fps, max_frames)
         with _explained(source.name):

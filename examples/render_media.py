@@ -1,9 +1,9 @@
-"""Draws every picture and video that the examples use. Run it to make them again, here or in another folder:
+"""Draws every picture and video that the examples use, and writes them beside this file or into another folder.
 
-    python examples/render_media.py [FOLDER]
+Run: python examples/render_media.py [FOLDER]
 
-The scenes are data (`PICTURES`, `VIDEOS`): the tests read from them what the right answers are. They belong to the world
-of the checkpoint in this repository: plain shapes in plain colours on a plain background.
+The scenes are data (`PICTURES`, `VIDEOS`), so that the quick start and the tests know what a right answer says. They
+belong to the world of the checkpoint in this repository: plain shapes in plain colours on a plain background.
 """
 
 import math
@@ -33,6 +33,10 @@ COLORS = {
 OVERSAMPLING = 4
 
 
+def with_article(words):
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
 @dataclass(frozen=True)
 class Shape:
     """A shape of `kind` with its centre at (x, y) and a `radius`, all in pixels."""
@@ -42,6 +46,10 @@ class Shape:
     x: float
     y: float
     radius: float
+
+    @property
+    def name(self):
+        return f"{self.color} {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class Picture:
     width: int = 448
     height: int = 448
 
+    @property
+    def caption(self):
+        names = [with_article(shape.name) for shape in self.shapes]
+        return f"{' and '.join(names)} on {with_article(self.background)} background"
+
 
 @dataclass(frozen=True)
 class Video:
@@ -63,12 +76,31 @@ class Video:
     frames: int = 24
     fps: int = 12
 
+    @property
+    def motion(self):
+        """What the shape does, in the words of the checkpoint's world."""
+        (begin,), (end,) = self.first.shapes, self.last.shapes
+        changes = {
+            "moves to the right": end.x - begin.x,
+            "moves to the left": begin.x - end.x,
+            "moves down": end.y - begin.y,
+            "moves up": begin.y - end.y,
+            "grows": end.radius - begin.radius,
+            "shrinks": begin.radius - end.radius,
+        }
+        return max(changes, key=changes.get)
+
+    @property
+    def caption(self):
+        (shape,) = self.first.shapes
+        return f"{with_article(shape.name)} that {self.motion} on {with_article(self.first.background)} background"
+
 
 PICTURES = {
-    "image1.jpg": Picture("white", (Shape("circle", "red", 224, 224, 110),)),
-    "image2.jpg": Picture("light blue", (Shape("star", "yellow", 224, 224, 120),)),
+    "image1.jpg": Picture("white", (Shape("circle", "red", 224, 220, 130),)),
+    "image2.jpg": Picture("light blue", (Shape("star", "yellow", 224, 228, 130),)),
     # Two tiles and a thumbnail under the models' tiling rule.
-    "wide.png": Picture("light green", (Shape("square", "purple", 448, 224, 120),), width=896),
+    "wide.png": Picture("light green", (Shape("square", "purple", 448, 220, 130),), width=896),
 }
 VIDEOS = {
     "moving_circle.mp4": Video(
@@ -113,7 +145,7 @@ def frame(video, index):
 
 
 def write_video(video, path):
-    """Encodes with H.264 where the installed PyAV can, else with MPEG-4 part 2; one thread, for the same file each time."""
+    """Encodes with H.264 where the installed PyAV can, else with MPEG-4 part 2. One thread: the same file each time."""
     codec = next(name for name in ("libx264", "mpeg4") if name in av.codecs_available)
     quality = {"crf": "20"} if codec == "libx264" else {"qscale": "4"}
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""Shared fixtures: the shipped checkpoint, and toy models with random weights. No network, a cache of our own, two threads.
+"""Shared fixtures: the shipped checkpoint, and toy models with random weights. No network, an own cache, two threads.
 
 The fixtures named `toy_*` and `draw_weights` give functions, so that a test makes what it needs:
 `toy_model("Llama", vision={"norm_type": "rms_norm"}, select_layer=-2)`.
@@ -11,10 +11,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Before transformers is imported anywhere: it reads these once.
+# Before torch and transformers are imported anywhere: they read these once.
 _CACHE = tempfile.mkdtemp(prefix="internvl-chat-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_CACHE, HF_MODULES_CACHE=os.path.join(_CACHE, "modules"))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; on a busy machine spinning ones cost 4 times
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -116,7 +117,7 @@ def toy_config(toy_values):
 
 @pytest.fixture(scope="session")
 def draw_weights():
-    """`draw_weights(module, seed=0)`: replaces every parameter, norms and biases too, so that none is without effect."""
+    """`draw_weights(module, seed=0)`: replaces every parameter, norms and biases too: none is without effect."""
 
     @torch.no_grad()
     def draw(module, seed=0):

@@ -146,7 +146,8 @@ def test_image_rounds_and_a_new_image_later(call, tokenizer, model, red, blue):
     assert answer and len(longer) == 3
     # the same conversation, its prompt written by hand
     turns = "".join(
-        f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{answered}<|im_end|>\n" for asked, answered in history
+        f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{answered}<|im_end|>\n"
+        for asked, answered in history
     )
     text = (
         f"<|im_start|>system\n{model.system_message}<|im_end|>\n{turns}"
@@ -193,7 +194,9 @@ def test_batch_equals_single_question_by_question(call, tokenizer, model, red, b
         ("Thank you.", None, None, [("Hello!", "Hi!")]),
     ]
     single = [
-        call("chat", tokenizer, pixels, question, GREEDY, num_patches_list=patches, history=history, return_history=True)
+        call(
+            "chat", tokenizer, pixels, question, GREEDY, num_patches_list=patches, history=history, return_history=True
+        )
         for question, pixels, patches, history in rows
     ]
     answers, histories = call(
@@ -215,7 +218,9 @@ def test_batch_as_in_the_model_cards(call, tokenizer, red, blue):
     pixels = torch.cat((red, blue))
     expected = [call("chat", tokenizer, image, questions[0], GREEDY) for image in (red, blue)]
     for keywords in ({"num_patches_list": [1, 1]}, {"image_counts": [1, 1]}, {}, {"num_patches_list": [[1], (1,)]}):
-        assert call("batch_chat", tokenizer, pixels, questions=questions, generation_config=GREEDY, **keywords) == expected
+        assert (
+            call("batch_chat", tokenizer, pixels, questions=questions, generation_config=GREEDY, **keywords) == expected
+        )
     text_only = ["Hello, who are you?", "Tell me a story."]
     expected = [call("chat", tokenizer, None, question, GREEDY) for question in text_only]
     assert call("batch_chat", tokenizer, None, text_only, GREEDY) == expected

@@ -66,7 +66,9 @@ def test_errors(toy_config):
 def test_the_map_loads(checkpoint, shipped_model):
     """Every device is the CPU here: the map's names and accelerate's hooks are what is tried."""
     device_map = {name: "cpu" for name in split_model(checkpoint, world_size=2)}
-    model = internvl_chat.InternVLChatModel.from_pretrained(checkpoint, torch_dtype=torch.float32, device_map=device_map)
+    model = internvl_chat.InternVLChatModel.from_pretrained(
+        checkpoint, torch_dtype=torch.float32, device_map=device_map
+    )
     ids = torch.arange(20, 40).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, shipped_model(input_ids=ids).logits)

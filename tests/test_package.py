@@ -42,6 +42,7 @@ for trust in (None, False, True):
         "from transformers import AutoModel; import internvl_chat",
         "import internvl_chat; internvl_chat.InternVLChatConfig",
         "import internvl_chat; internvl_chat.InternVLChatModel",
+        "import internvl_chat; from transformers import GenerationMixin, LlamaForCausalLM",
     ],
 )
 def test_auto_classes_use_the_package_in_any_import_order(before, tmp_path):
@@ -84,7 +85,12 @@ def test_wheel_holds_the_root_modules_and_nothing_else(tmp_path):
         if path.suffix in (".py", ".md", ".cfg", ".toml", ".json"):
             (source / path.name).write_bytes(path.read_bytes())
     subprocess.run(
-        [sys.executable, "-c", "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1])", tmp_path],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1])",
+            tmp_path,
+        ],
         cwd=source,
         check=True,
         capture_output=True,
@@ -93,12 +99,14 @@ def test_wheel_holds_the_root_modules_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {f"internvl_chat/{path.name}" for path in ROOT.glob("*.py")}
     assert {name for name in names if ".dist-info/" not in name} == modules
-    entry_points = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    entry_points = (
+        zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    )
     assert "internvl-chat = internvl_chat.cli:main" in entry_points
 
 
 def test_only_the_compatibility_file_knows_releases():
-    """Version numbers of transformers belong to compat_internvl.py; elsewhere a comment may tell why, code may not ask."""
+    """Elsewhere a comment may tell of a release; code may not ask for one."""
     for path in ROOT.glob("*.py"):
         if path.name != "compat_internvl.py":
             found = re.findall(r"transformers\.__version__|version\.parse|packaging", path.read_text())

@@ -59,7 +59,9 @@ def test_harmless_prompts_are_tokenised_in_one_piece_as_published(tokenizer, que
 
 
 pieces = st.one_of(
-    st.sampled_from(CONTROL + ["<image>", "<|im_", "end|>", "<", "|>", "\n", " ", "<ref>", "</box>", "system", "user\n"]),
+    st.sampled_from(
+        CONTROL + ["<image>", "<|im_", "end|>", "<", "|>", "\n", " ", "<ref>", "</box>", "system", "user\n"]
+    ),
     st.text(max_size=5),
 )
 hostile = st.lists(pieces, max_size=8).map("".join)

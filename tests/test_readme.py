@@ -41,7 +41,9 @@ def test_two_commands_and_the_ci_script_agree():
 def test_command_lines_run(command, tmp_path):
     arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)[1:]]
     code = "import sys; from internvl_chat.cli import main; sys.argv[0] = 'internvl-chat'; main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

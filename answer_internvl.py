@@ -30,8 +30,8 @@ def generation_settings(model, tokenizer, conversation, given):
 
     Returns:
         `(generation_config, keywords, stop_ids)`: a `GenerationConfig` of our own, the entries of a given dictionary
-        that are arguments of `generate` rather than settings (`streamer`, `stopping_criteria`, ...), and the ids that end an
-        answer: the template's, the checkpoint's and the caller's.
+        that are arguments of `generate` rather than settings (`streamer`, `stopping_criteria`, ...), and the ids that
+        end an answer: the template's, the checkpoint's and the caller's.
 
     Raises:
         TypeError: `given` is something else.

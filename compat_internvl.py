@@ -32,12 +32,32 @@ def portable_config_dict(values: dict) -> dict:
         if "partial_rotary_factor" in rope:
             values["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
         is_plain = rope.get("rope_type", "default") == "default" and not set(rope) - {"rope_type", "type"}
-        if not is_plain:
+        if rope.get("rope_type") == "longrope":  # Phi-3 of 4.x: these three fields, and "su", which all of them take
+            values["original_max_position_embeddings"] = rope.pop("original_max_position_embeddings")
+            rope = {"type": "su", **{name: rope[name] for name in rope if name.endswith("_factor")}}
+        elif not is_plain:
             rope.setdefault("type", rope.get("rope_type"))
         values["rope_scaling"] = None if is_plain else rope
     if values.get("dtype") is not None:
         values["torch_dtype"] = values.pop("dtype")
     return values
+
+
+def readable_config_dict(values: dict) -> dict:
+    """A language model's dictionary from a file as the installed release can read it.
+
+    5.0 and later know Phi-3's rotary scaling by its new name only, and want the trained length inside it.
+    """
+    scaling = values.get("rope_scaling")
+    if not isinstance(scaling, dict) or scaling.get("type") != "su":
+        return values
+    if not hasattr(transformers.PretrainedConfig, "convert_rope_params_to_dict"):
+        return values
+    scaling = {name: value for name, value in scaling.items() if name != "type"}
+    scaling["rope_type"] = "longrope"
+    if "original_max_position_embeddings" in values:
+        scaling["original_max_position_embeddings"] = values["original_max_position_embeddings"]
+    return {**values, "rope_scaling": scaling}
 
 
 # --- building and loading models --------------------------------------------------------------------------------------

@@ -55,6 +55,18 @@ class InternVisionConfig(PretrainedConfig):
         initializer_factor=0.1,
         **kwargs,
     ):
+        sizes = {
+            "num_channels": num_channels,
+            "patch_size": patch_size,
+            "image_size": image_size,
+            "hidden_size": hidden_size,
+            "num_attention_heads": num_attention_heads,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": num_hidden_layers,
+        }
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a positive integer")
         if norm_type not in NORM_TYPES:
             raise ValueError(f"norm_type={norm_type!r} is unknown; choices: {', '.join(NORM_TYPES)}")
         if hidden_size % num_attention_heads:

@@ -8,7 +8,7 @@ import copy
 
 from transformers import AutoConfig, PretrainedConfig
 
-from .compat_internvl import portable_config_dict, set_attention, transformers_class
+from .compat_internvl import portable_config_dict, readable_config_dict, set_attention, transformers_class
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
 from .conversation import conv_template_names
@@ -54,14 +54,19 @@ def _llm_config(given):
         llm_config_class(architecture)
         given.architectures = [architecture]
         return given
-    values = copy.deepcopy(dict(given or {}))
-    for key in _STALE_LLM_KEYS:
-        values.pop(key, None)
+    values = _values("llm_config", given)
     architecture = (values.get("architectures") or [None])[0] or _architecture_of(values.get("model_type"))
     values["architectures"] = [architecture]
     config_class = llm_config_class(architecture)
     values.pop("model_type", None)
-    return config_class(**values)
+    return config_class(**readable_config_dict(values))
+
+
+def _values(name, given) -> dict:
+    """A part's dictionary, as our own copy and without the machine's settings."""
+    if given is not None and not isinstance(given, dict):
+        raise TypeError(f"{name} must be a dictionary or a configuration, got {given!r}")
+    return {key: value for key, value in copy.deepcopy(given or {}).items() if key not in _STALE_LLM_KEYS}
 
 
 def _architecture_of(model_type):
@@ -78,9 +83,7 @@ def _architecture_of(model_type):
 def _vision_config(given):
     if isinstance(given, PretrainedConfig):
         return copy.deepcopy(given)
-    values = copy.deepcopy(dict(given or {}))
-    for key in _STALE_LLM_KEYS:
-        values.pop(key, None)
+    values = _values("vision_config", given)
     values.pop("model_type", None)
     return InternVisionConfig(**values)
 
@@ -162,7 +165,7 @@ class InternVLChatConfig(PretrainedConfig):
     @property
     def num_image_token(self) -> int:
         """Tokens that one tile takes in the prompt, e.g. 256 for 448 pixels, patches of 14 and a ratio of 0.5."""
-        return int((self.tile_size // self.vision_config.patch_size) * self.downsample_ratio) ** 2
+        return (self.tile_size // self.vision_config.patch_size // round(1 / self.downsample_ratio)) ** 2
 
     def check(self) -> None:
         """Raises `ValueError` for values that cannot work, naming value and choices."""
@@ -171,26 +174,26 @@ class InternVLChatConfig(PretrainedConfig):
         if self.template not in conv_template_names():
             raise ValueError(f"template={self.template!r} is unknown; choices: {', '.join(conv_template_names())}")
         patch = self.vision_config.patch_size
-        if self.tile_size % patch:
-            raise ValueError(f"force_image_size={self.tile_size} is not a multiple of patch_size={patch}")
+        if not _is_whole(self.tile_size, 1) or self.tile_size % patch:
+            raise ValueError(f"force_image_size={self.tile_size!r} is not a multiple of patch_size={patch}")
         grid = self.tile_size // patch
-        merged = round(1 / self.downsample_ratio) if 0 < self.downsample_ratio <= 1 else 0
-        if not merged or abs(merged * self.downsample_ratio - 1) > 1e-6 or grid % merged:
-            divisors = [f"1/{n}" for n in range(1, grid + 1) if grid % n == 0]
+        divisors = [number for number in range(1, grid + 1) if grid % number == 0]
+        ratio = self.downsample_ratio
+        if not isinstance(ratio, (int, float)) or not any(abs(number * ratio - 1) < 1e-6 for number in divisors):
             raise ValueError(
-                f"downsample_ratio={self.downsample_ratio} does not divide the grid of {grid} patches a side; "
-                f"choices: {', '.join(divisors)}"
+                f"downsample_ratio={ratio!r} does not divide the grid of {grid} patches a side; "
+                f"choices: {', '.join(f'1/{number}' for number in divisors)}"
             )
         layers = self.vision_config.num_hidden_layers
-        if not -(layers + 1) <= self.select_layer <= layers:
+        if not _is_whole(self.select_layer, -(layers + 1)) or self.select_layer > layers:
             raise ValueError(
-                f"select_layer={self.select_layer} is out of range; choices: {-(layers + 1)} to {layers} "
+                f"select_layer={self.select_layer!r} is out of range; choices: {-(layers + 1)} to {layers} "
                 f"for {layers} vision layers"
             )
-        if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
+        fewest, most = self.min_dynamic_patch, self.max_dynamic_patch
+        if not _is_whole(fewest, 1) or not _is_whole(most, fewest):
             raise ValueError(
-                f"min_dynamic_patch={self.min_dynamic_patch} and max_dynamic_patch={self.max_dynamic_patch} "
-                "must satisfy 1 <= min <= max"
+                f"min_dynamic_patch={fewest!r} and max_dynamic_patch={most!r} must be integers with 1 <= min <= max"
             )
 
     def get_text_config(self, decoder=None, encoder=None):
@@ -222,6 +225,10 @@ class InternVLChatConfig(PretrainedConfig):
         values["llm_config"].pop("transformers_version", None)
         values["vision_config"].pop("transformers_version", None)
         return values
+
+
+def _is_whole(value, least) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _always_written(key: str) -> bool:

@@ -58,8 +58,9 @@ class Conversation:
     def parts(self):
         """The prompt as `(text, author)` pairs in order.
 
-        `author` is `"template"`, `"system"`, `"user"` or `"assistant"`. Joined, the texts are `get_prompt()`. The author tells which text is ours and which came from outside, so that a
-        reserved token inside a question can be told from the one that we placed (see `prompt_internvl.py`).
+        `author` is `"template"`, `"system"`, `"user"` or `"assistant"`: it tells which text is ours and which came from
+        outside, so that a reserved token inside a question can be told from the one that we placed (see
+        `prompt_internvl.py`). Joined, the texts are `get_prompt()`.
         """
         before, _, after = self.system_template.partition("{system_message}")
         yield before, "template"

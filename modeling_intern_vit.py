@@ -217,7 +217,7 @@ class InternVisionEmbeddings(nn.Module):
 
 
 class InternVisionModel(PreTrainedModel):
-    """InternViT: normalised `pixel_values` (tiles, 3, height, width) to `last_hidden_state` (tiles, 1 + patches, hidden).
+    """InternViT: normalised `pixel_values` (tiles, 3, height, width) to vectors (tiles, 1 + patches, hidden).
 
     The attention backend follows `attn_implementation` (`eager`, `sdpa`, `flash_attention_2`, and what the installed
     transformers registers); the default is `sdpa`.
@@ -273,7 +273,8 @@ class InternVisionModel(PreTrainedModel):
         if present.shape[1] - 1 != (old_size // patch_size) ** 2:
             raise ValueError(f"the table has {present.shape[1] - 1} positions, not those of old_size={old_size}")
         grid = new_size // patch_size
-        self.embeddings.position_embedding = nn.Parameter(self.embeddings.position_table(grid, grid).detach().clone())
+        table = self.embeddings.position_table(grid, grid).detach().clone()
+        self.embeddings.position_embedding = nn.Parameter(table, requires_grad=present.requires_grad)
         self.embeddings.num_patches = grid**2
         self.config.image_size = new_size
 

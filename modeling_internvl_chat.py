@@ -110,6 +110,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: InternVLChatConfig, vision_model=None, language_model=None, use_flash_attn=None):
         super().__init__(config)
+        config.check()  # values may have been set after the configuration was made
         llm_class = language_model_class(config.llm_config)
         self._place_attention(llm_class, use_flash_attn)
         self.vision_model = InternVisionModel(config.vision_config) if vision_model is None else vision_model
@@ -354,7 +355,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             if pixel_values is not None:
                 features = self.extract_feature(pixel_values)
                 if image_flags is not None:
-                    features = features[image_flags.reshape(-1).to(features.device) == 1]
+                    image_flags = image_flags.reshape(-1).to(features.device)
+                    if len(image_flags) != len(features):
+                        raise ValueError(f"image_flags has {len(image_flags)} entries for {len(features)} tiles")
+                    features = features[image_flags == 1]
             inputs_embeds = self.merge_embeddings(input_ids, features)
         elif pixel_values is not None:
             raise ValueError("pixel_values needs input_ids: inputs_embeds does not tell where the images go")

@@ -253,6 +253,12 @@ def test_values_at_todays_defaults_are_written(toy_values, tmp_path):
         assert key in written["llm_config"]
     assert written["vision_config"]["model_type"] == "intern_vit_6b"
     assert written["llm_config"]["model_type"] == "qwen2"
+    # The defaults of these differ between releases.
+    assert {"bos_token_id", "eos_token_id", "pad_token_id"} <= set(written["llm_config"])
+    for tied in (False, True):
+        InternVLChatConfig(**toy_values(text={"tie_word_embeddings": tied})).save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        assert written["tie_word_embeddings"] is written["llm_config"]["tie_word_embeddings"] is tied
 
 
 def test_stale_attention_backends_are_dropped(toy_values, tmp_path):

@@ -90,6 +90,7 @@ def test_parts_that_other_code_asks_for(model):
     assert model.get_input_embeddings() is llm.model.embed_tokens
     assert model.get_output_embeddings() is llm.lm_head
     assert model.get_decoder() is llm.model
+    assert model.mlp1[0].eps == 1e-5  # unlike the vision tower's norms; only nearly constant features would show it
 
 
 def test_old_flash_flag_falls_back_with_one_warning(toy_config, caplog):

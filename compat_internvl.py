@@ -7,6 +7,7 @@ deleted when that release is no longer supported. Features are probed where poss
 import importlib
 import importlib.util
 import inspect
+import json
 import logging
 
 import transformers
@@ -84,6 +85,31 @@ def tied_weights_keys(tied_to_source: dict):
 def collects_tied_weights() -> bool:
     """Whether `_tied_weights_keys` is a mapping {tied: source} (5.0 and later) and not a list of the tied names."""
     return hasattr(transformers.PreTrainedModel, "get_expanded_tied_weights_keys")
+
+
+def stored_tensors(folder_or_id, names, keywords: dict) -> dict:
+    """Those of the tensors `names` that a checkpoint's safetensors files hold, as {name: tensor}.
+
+    `keywords` are those of `from_pretrained`; what concerns the Hub is taken from them.
+    """
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    hub = {key: keywords[key] for key in hub if keywords.get(key) is not None}
+    hub.update(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    find = importlib.import_module("transformers.utils.hub").cached_file
+    index = find(folder_or_id, "model.safetensors.index.json", **hub)
+    files = dict.fromkeys(names, "model.safetensors")
+    if index is not None:
+        with open(index, encoding="utf-8") as file:
+            files = json.load(file)["weight_map"]
+    safe_open = importlib.import_module("safetensors").safe_open
+    found = {}
+    for name in names:
+        path = find(folder_or_id, files[name], **hub) if name in files else None
+        if path is not None:
+            with safe_open(path, framework="pt") as weights:
+                if name in weights.keys():
+                    found[name] = weights.get_tensor(name)
+    return found
 
 
 def is_initialized(tensor) -> bool:
@@ -210,6 +236,8 @@ def logits_to_keep_keyword(forward) -> str:
 def is_prefill(past_key_values, generation_inputs: dict) -> bool:
     """Whether a generation step is the first one. 5.0 and later say so; 4.39 to 4.57 give the positions; earlier
     releases have nothing but the cache."""
+    if not generation_inputs.get("use_cache", True):
+        return True  # without a cache the whole row goes in again at every step
     if "is_first_iteration" in generation_inputs:
         return bool(generation_inputs["is_first_iteration"])
     positions = generation_inputs.get("cache_position")

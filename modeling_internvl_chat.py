@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .answer_internvl import AnswerDecoder  # noqa: F401
 from .chat_internvl import ChatMixin
 from .compat_internvl import (
+    collects_tied_weights,
     flash_attention_available,
     is_initialized,
     is_prefill,
@@ -30,6 +31,7 @@ from .compat_internvl import (
     prompt_width_of_embeddings,
     quantization_keywords,
     requested_attention,
+    stored_tensors,
     tied_weights_of_parts,
     transformers_class,
 )
@@ -167,7 +169,26 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         """As in transformers. `load_in_8bit=` and `load_in_4bit=` work on every release and leave the vision tower, the
         projector and the head in full precision."""
         kwargs = quantization_keywords(kwargs, _NEVER_QUANTIZED)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if not collects_tied_weights():
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._give_back_own_head(pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def _give_back_own_head(self, folder_or_id, keywords) -> None:
+        """Before 5.0 `tie_word_embeddings: true` drops a head that differs from the table (InternVL2-1B has one): the
+        weights of the file count, and the configuration says so from then on."""
+        head, table = self.get_output_embeddings(), self.get_input_embeddings()
+        if head.weight is not table.weight or head.weight.device.type == "meta":
+            return
+        names = {part: f"{name}.weight" for name, part in self.named_modules() if part is head or part is table}
+        stored = stored_tensors(folder_or_id, list(names.values()), keywords)
+        if len(stored) < 2 or torch.equal(*stored.values()):
+            return
+        kind = {"device": head.weight.device, "dtype": head.weight.dtype}
+        for part, name in names.items():
+            part.weight = nn.Parameter(stored[name].to(**kind), requires_grad=part.weight.requires_grad)
+        self.config.tie_word_embeddings = self.config.llm_config.tie_word_embeddings = False
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, and the folder holds the code too: it loads again through any door.
@@ -366,6 +387,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         keep_name = logits_to_keep_keyword(type(self.language_model).forward)
         if keep_name and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             kwargs[keep_name] = logits_to_keep
+        if keep_name and kwargs.get(keep_name, 0) is None:  # Phi3 of 4.48 passes None on, which it cannot take itself
+            del kwargs[keep_name]
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -485,7 +508,7 @@ def _language_loss(logits, labels, weights, all_gather, num_items) -> torch.Tens
         total = F.cross_entropy(logits, labels, reduction="sum")
         count = (labels != -100).sum() if num_items is None else num_items
         return total / count
-    weights = torch.as_tensor(weights, dtype=torch.float32, device=logits.device)[:, 1:].flatten()
+    weights = torch.as_tensor(weights, dtype=torch.float32, device=logits.device)[..., 1:].flatten()
     total_weight = weights.sum()
     if all_gather:
         torch.distributed.all_reduce(total_weight, op=torch.distributed.ReduceOp.AVG)

@@ -75,6 +75,8 @@ _STEPS = {
         _register_models,
         [
             f"{_PACKAGE}.configuration_internvl_chat",
+            f"{_PACKAGE}.modeling_intern_vit",
+            f"{_PACKAGE}.modeling_internlm2",
             f"{_PACKAGE}.modeling_internvl_chat",
             "transformers.generation.utils",
             "transformers.modeling_utils",

@@ -42,6 +42,7 @@ for trust in (None, False, True):
         "from transformers import AutoModel; import internvl_chat",
         "import internvl_chat; internvl_chat.InternVLChatConfig",
         "import internvl_chat; internvl_chat.InternVLChatModel",
+        "import internvl_chat; internvl_chat.InternLM2ForCausalLM; internvl_chat.InternVisionModel",
         "import internvl_chat; from transformers import GenerationMixin, LlamaForCausalLM",
     ],
 )

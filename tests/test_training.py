@@ -254,6 +254,22 @@ def test_an_interrupted_run_goes_on_where_it_was(short_preset, tmp_path, monkeyp
     assert all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
 
 
+def test_workers_are_out_of_reach_of_signals_to_the_group(short_preset, tmp_path, monkeypatch):
+    """SIGTERM to the whole process group ended the workers, and with them the trainer while it saved."""
+    original = Batches.__getitem__
+
+    def noted(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            (tmp_path / f"worker-{index}").write_text(f"{os.getpgrp()} {default}")
+        return original(self, index)
+
+    monkeypatch.setattr(Batches, "__getitem__", noted)
+    assert short_preset(tmp_path / "run", "--workers", "1", "--max-minutes", "1e-6")[0] == 0
+    group, default = (tmp_path / "worker-0").read_text().split()
+    assert int(group) != os.getpgrp() and default == "True"
+
+
 def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeypatch):
     """Symbols, vision, joint, a few steps each; the exported folder loads and answers."""
     stages = tuple(stage.__class__(**{**stage.__dict__, "steps": 3, "rows": stage.rows and 2}) for stage in TOY.stages)

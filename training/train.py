@@ -63,7 +63,8 @@ class StageTrainer(Trainer):
 
     def get_train_dataloader(self):
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(_leave_signals_to_the_trainer, loader.worker_init_fn)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        inner.worker_init_fn = partial(_leave_signals_to_the_trainer, inner.worker_init_fn)
         return loader
 
     def create_scheduler(self, num_training_steps, optimizer=None):
@@ -94,9 +95,11 @@ class StageTrainer(Trainer):
 
 
 def _leave_signals_to_the_trainer(init, worker):
-    """Runs in each worker: a signal to the whole group must not end it while the trainer saves."""
+    """Runs in each worker: leaves the process group, so that a signal to all of it does not end the worker while the
+    trainer still saves, and is ended by the trainer's own signal."""
+    os.setpgrp()
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
     if init is not None:
         init(worker)
 

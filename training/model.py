@@ -194,7 +194,8 @@ def _patch_filters(shape, waves=8, norm=1.0):
 def _name_symbols(model, tokenizer):
     """Gives symbols of what has a name the embedding of that name: to look a word up is then to find its like.
 
-    Without it, looking one of two shapes up by its shape was not learnt in 48 000 scenes; with it, in 13 000."""
+    So begun, "color" among two or three shapes was above 0.9 after 13 000 scenes, where an earlier model stayed at
+    0.5 to 0.6 for 48 000 (`recipe.py`'s other measures for look-ups were new then, too)."""
     words = model.get_input_embeddings().weight
     scale = words.std()
 

@@ -81,7 +81,7 @@ _PICTURES = dict(single=8, tiles=0.5, small=0.5, document=1)
 _ONE_PICTURE = dict(single=12, text=0.2)
 
 PRESETS = {
-    # One H100 or H200 and 14 cores: about 25 minutes. 12.5 million parameters.
+    # For 25 minutes of one H100 or H200 with 16 cores (estimated, not yet run there).
     "gpu": Preset(
         size=Size(256, 6, 8, 256, 8, 8, 4, 768),
         stages=(
@@ -93,13 +93,13 @@ PRESETS = {
         save_every=1000,
         workers=14,
     ),
-    # Two cores: about two hours, single pictures only. 4.4 million parameters.
+    # For two hours of two cores (extrapolated from single steps); single pictures and talk only.
     "cpu": Preset(
         size=Size(192, 4, 6, 192, 4, 6, 2, 512),
         stages=(
-            Stage("symbols", 5500, 1e-3, 32, 224, 64, _ONE_PICTURE, simple_steps=2000, questions=5),
-            Stage("vision", 3200, 1.5e-3, 0, 0, 64, dict(single=1)),
-            Stage("joint", 3600, 1e-3, 32, 224, 32, _ONE_PICTURE, questions=5),
+            Stage("symbols", 5000, 1e-3, 32, 224, 64, _ONE_PICTURE, simple_steps=2000, questions=5),
+            Stage("vision", 3000, 1.5e-3, 0, 0, 64, dict(single=1)),
+            Stage("joint", 3400, 1e-3, 32, 224, 32, _ONE_PICTURE, questions=5),
         ),
         check_every=200,
         save_every=100,

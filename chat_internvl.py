@@ -51,7 +51,7 @@ class ChatMixin:
         options.setdefault("min_num", config.min_dynamic_patch if config.dynamic_image_size else 1)
         options.setdefault("max_num", config.max_dynamic_patch if config.dynamic_image_size else 1)
         options.setdefault("use_thumbnail", config.use_thumbnail)
-        return self._placed(load_image(image_file, **options))
+        return self._for_vision(load_image(image_file, **options))
 
     def load_video(self, video_path, **options):
         """A video as the frames that this model wants (see `video_internvl.load_video`).
@@ -61,12 +61,7 @@ class ChatMixin:
         """
         options.setdefault("input_size", self.config.tile_size)
         pixel_values, num_patches_list = load_video(video_path, **options)
-        return self._placed(pixel_values), num_patches_list
-
-    def _placed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        weight = self.vision_model.embeddings.patch_embedding.weight
-        device = pixel_values.device if weight.device.type == "meta" else weight.device
-        return pixel_values.to(device=device, dtype=weight.dtype)
+        return self._for_vision(pixel_values), num_patches_list
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

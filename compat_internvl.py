@@ -8,12 +8,9 @@ import importlib
 import importlib.util
 import inspect
 import json
-import logging
+from functools import cache, lru_cache
 
 import transformers
-
-logger = logging.getLogger(__name__)
-
 
 # --- configurations ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +213,7 @@ def cache_capacity(cache):
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def prompt_width_of_embeddings() -> int:
     """Columns that stand for the prompt in the output of `generate(inputs_embeds=...)`: none since 4.39, before one bos
     token that nobody asked for."""
@@ -223,6 +221,7 @@ def prompt_width_of_embeddings() -> int:
     return 0 if initialize is None or "inputs_embeds" in inspect.getsource(initialize) else 1
 
 
+@cache  # asked at every step of a generation
 def logits_to_keep_keyword(forward) -> str:
     """Name of the argument that asks a language model for the last logits only, or "" where it has none: none before
     4.45, `num_logits_to_keep` from 4.45, `logits_to_keep` from 4.48 on."""

@@ -270,13 +270,15 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         size = VISION_BATCH_SIZE if vision_batch_size is None else vision_batch_size
         if size < 1:
             raise ValueError(f"vision_batch_size must be at least 1, got {size}")
+        chunks = [self._project(self._for_vision(chunk)) for chunk in pixel_values.split(size, dim=0)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def _for_vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels on the vision tower's device and in its dtype."""
         weight = self.vision_model.embeddings.patch_embedding.weight
         # An offloaded tower has its weights on the meta device; accelerate's hooks then move the input.
         device = pixel_values.device if weight.device.type == "meta" else weight.device
-        chunks = [
-            self._project(chunk.to(device=device, dtype=weight.dtype)) for chunk in pixel_values.split(size, dim=0)
-        ]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        return pixel_values.to(device=device, dtype=weight.dtype)
 
     def _project(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.select_layer == -1:

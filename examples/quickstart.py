@@ -13,7 +13,7 @@ START = time.perf_counter()  # before the imports: what is told at the end inclu
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
-from render_media import PICTURES, VIDEOS  # noqa: E402
+from render_media import PICTURES, VIDEOS, caption  # noqa: E402
 from transformers import AutoModel, AutoTokenizer  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
@@ -29,7 +29,7 @@ IMAGE1, IMAGE2, WIDE, VIDEO = "image1.jpg", "image2.jpg", "wide.png", "moving_ci
 def title(text, *names):
     print(f"\n== {text} ==")
     for name in names:
-        print(f"{name} shows {(PICTURES | VIDEOS)[name].caption}.")
+        print(f"{name} shows {caption((PICTURES | VIDEOS)[name])}.")
 
 
 def tell(question, response, *facts):

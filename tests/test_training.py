@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,7 +273,7 @@ def test_workers_are_out_of_reach_of_signals_to_the_group(short_preset, tmp_path
 
 def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeypatch):
     """Symbols, vision, joint, a few steps each; the exported folder loads and answers."""
-    stages = tuple(stage.__class__(**{**stage.__dict__, "steps": 3, "rows": stage.rows and 2}) for stage in TOY.stages)
+    stages = tuple(replace(stage, steps=3, rows=stage.rows and 2) for stage in TOY.stages)
     monkeypatch.setitem(PRESETS, "toy", Preset(TOY.size, stages, check_every=2, save_every=3, workers=0))
     run, output = tmp_path / "run", tmp_path / "bundle"
     command = ["--preset", "toy", "--output", str(run), "--quiet"]
@@ -293,6 +294,20 @@ def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeyp
     again = ["--preset", "toy", "--output", str(tmp_path / "again"), "--quiet", "--max-minutes", "1e-6"]
     assert train.main([*again, "--init", str(output), "--first", "joint"]) == 0
     assert [path.name for path in sorted((tmp_path / "again").glob("[0-9]-*/*"))] == ["checkpoint-1"]
+
+
+def test_the_first_two_stages_can_run_side_by_side(tmp_path, monkeypatch):
+    """Neither needs the other: whatever comes first, what they have learnt is the same."""
+    stages = tuple(replace(stage, steps=2, rows=stage.rows and 2) for stage in TOY.stages)
+    monkeypatch.setitem(PRESETS, "toy", Preset(TOY.size, stages, check_every=0, save_every=2, workers=0))
+    command = ["--preset", "toy", "--quiet", "--no-gate", "--output"]
+    assert train.main([*command, str(tmp_path / "one")]) == 0
+    for stage in ("vision", "symbols"):
+        assert train.main([*command, str(tmp_path / "other"), "--only", stage]) == 0
+    assert not (tmp_path / "other" / "3-joint").exists()
+    assert train.main([*command, str(tmp_path / "other")]) == 0
+    one, other = (load_file(tmp_path / name / "3-joint" / "final" / "model.safetensors") for name in ("one", "other"))
+    assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
 def test_the_final_models_are_small_enough(tokenizer):

@@ -1,17 +1,29 @@
 """Training and test examples: some pictures with several independent conversations about them.
 
 `KINDS` names the ways in which pictures and conversations come together: one picture, one in many tiles, a page of
-print, two pictures, a second picture in a later round, a video, text alone. `make_example` draws one; the example says
+print, two pictures, a second picture in a later round, a video, text alone. `draw_example` draws one; the example says
 all that there is to know, pixels and tokens come later (`data.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from internvl_chat import frame_prefix
 
 from .phrases import COUNTS
-from .questions import ONE_PICTURE, Turn, a, description, follow_up, name_word, unique
+from .questions import (
+    ONE_PICTURE,
+    Turn,
+    a,
+    ask_background,
+    ask_color,
+    ask_count,
+    ask_shape,
+    description,
+    follow_up,
+    name_word,
+    unique,
+)
 from .text import chat
 from .world import TILE, draw_scene, draw_video
 
@@ -70,7 +82,7 @@ def _conversations(rng, scene, number, weights=_WEIGHTS):
             turns = follow_up(rng, scene, rng.choice((2, 2, 3)))
         else:
             turns = [ONE_PICTURE[task](rng, scene)]
-            if rng.random() < 0.08:  # a second round that does not depend on the first
+            if rng.random() < 0.12:  # a second round that does not depend on the first
                 turns.append(ask(rng, scene) if (ask := ONE_PICTURE.get(rng.choice(tasks))) else None)
         if turns and None not in turns and (key := tuple(turn.question for turn in turns)) not in asked:
             asked.add(key)
@@ -131,10 +143,20 @@ def _pair(rng, split, questions, simple):
     scenes = tuple(draw_scene(rng, split, rng.choice((1, 1, 2, 2, 3))) for _ in range(2))
     asked = [ask(rng, scenes) for ask in _OF_TWO for _ in range(2)]
     turns = list({turn.question: turn for turn in asked if turn is not None}.values())
-    rng.shuffle(turns)
-    combined = rng.random() < 0.12
+    combined = rng.random() < 0.15
     prefix = "<image>\n" if combined else PAIR_PREFIX
-    return Example("pair", scenes, _shown([[turn] for turn in turns[:questions]], prefix), combined=combined)
+    return Example("pair", scenes, _shown(_rounds(rng, turns)[:questions], prefix), combined=combined)
+
+
+def _rounds(rng, turns):
+    """The turns in random order, as conversations of one to three rounds."""
+    rng.shuffle(turns)
+    dialogues = []
+    while turns:
+        rounds = rng.choice((1, 1, 1, 2, 3))
+        dialogues.append(turns[:rounds])
+        turns = turns[rounds:]
+    return dialogues
 
 
 def _which(rng, scenes):
@@ -192,12 +214,21 @@ def _pair_describe(rng, scenes):
     questions = (
         "Describe the two images.",
         "Describe the two images in detail.",
+        "What is the difference between the two images?",
         "What are the similarities and differences between these two images.",
     )
     return Turn("pair_describe", rng.choice(questions), f"Image-1: {texts[0]} Image-2: {texts[1]}")
 
 
-_OF_TWO = (_which, _pair_color, _pair_background, _pair_count, _pair_more, _pair_same, _pair_describe)
+def _pair_any(rng, scenes):
+    """A color, a shape or the number of all shapes, wherever they are."""
+    shapes = (*scenes[0].shapes, *scenes[1].shapes)
+    asks = [ask_color, ask_shape] + [ask_count] * (len(shapes) <= 4)
+    turn = rng.choice(asks)(rng, replace(scenes[0], shapes=shapes))
+    return turn and replace(turn, task="pair_count" if turn.task == "count" else "pair_color")
+
+
+_OF_TWO = (_which, _pair_color, _pair_background, _pair_count, _pair_any, _pair_more, _pair_same, _pair_describe)
 
 
 def _later(rng, split, questions, simple):
@@ -242,9 +273,9 @@ def _video(rng, split, questions, simple):
             rng.choice(("Describe the video.", "Describe this video in detail.", "What happens in the video?")),
             f"{a(name).capitalize()} {moves} on {a(scenes[0].background)} background.",
         ),
+        replace(ask_background(rng, scenes[0]), task="video_color"),
     ]
-    rng.shuffle(turns)
-    return Example("video", tuple(scenes), _shown([[turn] for turn in turns[:questions]], frame_prefix(FRAMES)))
+    return Example("video", tuple(scenes), _shown(_rounds(rng, turns)[:questions], frame_prefix(FRAMES)))
 
 
 def _text(rng, split, questions, simple):

@@ -23,7 +23,8 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArgume
 
 from . import make_tokenizer
 from .data import TASKS, Batches
-from .model import EXTRA_PARTS, LearningModel, dense_groups, fresh_model
+from .model import EXTRA_PARTS, TRAINED, LearningModel, dense_groups, fresh_model
+from .optimizer import make_optimizer
 from .recipe import GATE, PRESETS, RUNS, STAGES, scaled
 
 _FOR_MEASURING = ("questions", "tasks")
@@ -66,6 +67,11 @@ class StageTrainer(Trainer):
         inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
         inner.worker_init_fn = partial(_leave_signals_to_the_trainer, inner.worker_init_fn)
         return loader
+
+    def create_optimizer(self, *arguments):
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model, self.args.learning_rate, self.args.weight_decay)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None:
@@ -204,9 +210,7 @@ def run_stage(model, stage, preset, tokenizer, folder, clock, options) -> bool:
         per_device_train_batch_size=1,  # an item of the data set is a batch
         learning_rate=stage.learning_rate,
         weight_decay=stage.weight_decay,
-        adam_beta2=0.98,
         max_grad_norm=1.0,
-        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         bf16=True,
         use_cpu=not on_gpu,
         accelerator_config={"non_blocking": on_gpu},
@@ -223,7 +227,7 @@ def run_stage(model, stage, preset, tokenizer, folder, clock, options) -> bool:
         dataloader_pin_memory=on_gpu,
         disable_tqdm=options.quiet,
     )
-    landing = options.land and stage is preset.stages[-1]
+    landing = options.land and (options.only is not None or stage is preset.stages[-1])
     watch = Watch(stage, clock, preset.check_every, held_back, Log(folder.parent / "log.jsonl"))
     trainer = StageTrainer(
         stage,
@@ -271,15 +275,19 @@ def last_checkpoint(folder):
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def load_weights(model: LearningModel, folder, exported=False) -> None:
-    """Takes over the weights of a finished stage, or of an export, which lacks the parts that only training needs.
+def load_weights(model: LearningModel, folder, stage=None) -> None:
+    """Takes over what a finished stage has trained, or, without `stage`, all the weights of an export, which lacks the
+    parts that only training needs.
 
     Raises:
         ValueError: weights are missing, or there are others.
     """
-    missing, unexpected = model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+    weights, parts = load_file(Path(folder) / "model.safetensors"), TRAINED[stage or "joint"]
+    if stage:
+        weights = {name: value for name, value in weights.items() if name.startswith(parts)}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("lm_head.weight")]  # tied to the embeddings
-    missing = [name for name in missing if not (exported and name.startswith(EXTRA_PARTS))]
+    missing = [name for name in missing if name.startswith(parts) and (stage or not name.startswith(EXTRA_PARTS))]
     if missing or unexpected:
         raise ValueError(f"{folder} does not fit the model: missing {missing}, unexpected {unexpected}")
 
@@ -301,6 +309,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--land", action="store_true", help="let the last stage end with --max-minutes, rate at 0")
     parser.add_argument("--init", type=Path, help="folder with weights that the first unfinished stage begins with")
     parser.add_argument("--first", choices=STAGES, help="leave the stages before this one out (with --init)")
+    parser.add_argument("--only", choices=STAGES, help="train this stage alone; two of them can run side by side")
     parser.add_argument("--workers", type=int, help="processes that make batches, default the preset's")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     parser.add_argument("--compile", action="store_true", help="compile the layers (slow start, faster steps)")
@@ -335,16 +344,19 @@ def _run(preset, clock, options) -> int:
     for number, stage in enumerate(preset.stages, 1):
         folder = output / f"{number}-{stage.name}"
         if (folder / "final" / "model.safetensors").is_file():
-            load_weights(model, folder / "final")
+            load_weights(model, folder / "final", stage.name)
             continue
-        if number <= names.index(options.first or names[0]):
+        if number <= names.index(options.first or names[0]) or stage.name != (options.only or stage.name):
             continue
         if init is not None:
-            load_weights(model, init, exported=True)
+            load_weights(model, init)
             init = None
         if not run_stage(model, stage, preset, tokenizer, folder, clock, options):
             return 0 if clock.is_over() else 1
-    print(f"finished: {folder / 'final'}; now python -m training.evaluate, python -m training.export")
+    done = (
+        options.only or f"all stages, in {folder / 'final'}; now python -m training.export, python -m training.evaluate"
+    )
+    print(f"finished: {done}")
     return 0
 
 

@@ -326,10 +326,14 @@ def render(scene):
 
 CELLS = 7  # visual tokens a side of a tile; each merges 2 x 2 patches of 32 pixels
 BINS = 32
-# What one visual token shows, field by field, 0 = nothing: the shape whose centre lies in the cell and its color and
-# box within the tile, then shape, color and character of each of its four patches; the tile's background.
-FIELD_SIZES = (9, 9, *(BINS + 1,) * 4, *(9,) * 4, *(9,) * 4, *(37,) * 4, len(BACKGROUNDS))
-FIELD_NAMES = ("shape", "color", *["box"] * 4, *["part"] * 4, *["tint"] * 4, *["character"] * 4, "background")
+# What one visual token shows, field by field, 0 = nothing: the shape whose centre lies in the cell, its color, the
+# third of the tile that it lies in from top to bottom and from left to right, its box within the tile; shape, color and
+# character of each of its four patches; the tile's background.
+FIELD_SIZES = (9, 9, 4, 4, *(BINS + 1,) * 4, *(9,) * 4, *(9,) * 4, *(37,) * 4, len(BACKGROUNDS))
+FIELD_NAMES = (
+    *("shape", "color", "row", "column", *["box"] * 4),
+    *(*["part"] * 4, *["tint"] * 4, *["character"] * 4, "background"),
+)
 _COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
 _SHAPE_INDEX = {name: index + 1 for index, name in enumerate(SHAPES)}
 _BACKGROUND_INDEX = {name: index for index, name in enumerate(BACKGROUNDS)}
@@ -357,7 +361,8 @@ def dense_labels(scene, view):
         patches[0][inside], patches[1][inside] = names
         if 0 <= x < 1 and 0 <= y < 1:
             box = [1 + min(BINS - 1, max(0, int(BINS * v))) for v in (x - rx, y - ry, x + rx, y + ry)]
-            labels[int(y * CELLS), int(x * CELLS), :6] = (*names, *box)
+            thirds = [1 if share < 0.38 else 3 if share > 0.62 else 2 for share in (y, x)]
+            labels[int(y * CELLS), int(x * CELLS), :8] = (*names, *thirds, *box)
     for text in scene.texts:
         row = (text.y - top) / high
         if text.size / high * TILE < _SMALLEST_LETTERS or not 0 <= row < 1:
@@ -372,5 +377,5 @@ def dense_labels(scene, view):
                 patches[2][int(row * 2 * CELLS), last] = CHARACTERS.index(character) + 1
     # (field, row, y, column, x) -> (row, column, field, y, x): the four patches of a cell in reading order
     merged = patches.reshape(3, CELLS, 2, CELLS, 2).transpose(1, 3, 0, 2, 4)
-    labels[:, :, 6:18] = merged.reshape(CELLS, CELLS, 12)
+    labels[:, :, 8:20] = merged.reshape(CELLS, CELLS, 12)
     return labels.reshape(CELLS * CELLS, -1)

@@ -24,7 +24,7 @@ generation_config = dict(num_beams=1, max_new_tokens=1024, do_sample=False)
 
 pixel_values = torch.cat([model.load_image(image) for image in images])
 history = None
-for question in ("<image>\nHow many shapes are there?", "What shape is red?"):
+for question in ("<image>\nWhat shape is red?", "What shape is yellow?"):
     response, history = model.chat(
         tokenizer, pixel_values, question, generation_config, history=history, return_history=True
     )

@@ -23,7 +23,7 @@ generation_config = dict(num_beams=1, max_new_tokens=1024, do_sample=False)
 
 rounds = [
     ("image1.jpg", "<image>\nWhat shape is red?"),
-    ("image2.jpg", "<image>\nAnd which shape is yellow?"),
+    ("image2.jpg", "<image>\nWhich shape is yellow?"),
 ]
 tiles, history = [], None
 for image, question in rounds:

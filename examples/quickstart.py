@@ -94,8 +94,8 @@ def two_images_combined(model, tokenizer):
     pixel_values, _ = load_two_images(model)
     history = None
     for question, facts in (
-        ("<image>\nHow many shapes are there?", ["two"]),
-        (f"What shape is {CIRCLE.color}?", [CIRCLE.kind]),
+        (f"<image>\nWhat shape is {CIRCLE.color}?", [CIRCLE.kind]),
+        (f"What shape is {STAR.color}?", [STAR.kind]),
         ("Describe the two images in detail.", [CIRCLE.name, STAR.name]),
     ):
         response, history = model.chat(

@@ -161,11 +161,11 @@ def test_one_question(case, media, model, tokenizer, asked, monkeypatch):
 
 
 def test_settings_reach_the_model(asked):
-    options = ["--max-new-tokens", "12", "--temperature", "1.5", "--seed", "7", "--system", "", "--dtype", "bfloat16"]
+    options = ["--max-new-tokens", "12", "--temperature", "5.0", "--seed", "7", "--system", "", "--dtype", "bfloat16"]
     first, second = (run("Tell me a story.", *options, "--device", "cpu") for _ in range(2))
     assert first.exit_code == 0, first.stderr
     assert first.stdout == second.stdout
-    assert asked[0]["generation_config"] == {"max_new_tokens": 12, "do_sample": True, "temperature": 1.5}
+    assert asked[0]["generation_config"] == {"max_new_tokens": 12, "do_sample": True, "temperature": 5.0}
     assert asked[0]["system_message"] == ""
     assert run("Tell me a story.", *options[:4], "--seed", "8").stdout != first.stdout
 

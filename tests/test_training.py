@@ -30,9 +30,6 @@ from training.world import (  # noqa: E402
     render,
 )
 
-# Until the checkpoint of the root comes from this recipe, its tests are run on request: pytest -m slow
-pytestmark = pytest.mark.slow
-
 TOY = PRESETS["toy"]
 
 

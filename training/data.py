@@ -254,9 +254,10 @@ class Batches(torch.utils.data.Dataset):
         return batch
 
     def _tree(self, example, patches):
-        if not example.dialogues:
-            return None
         encoded = [encode(self._pieces, dialogue, patches) for dialogue in example.dialogues]
+        encoded = [conversation for conversation in encoded if len(conversation.ids) <= self.stage.length]
+        if not encoded:
+            return None
         return lay_out(encoded, sum(patches), self._context, self.stage.length)
 
     def _rows(self, rows):

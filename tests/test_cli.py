@@ -463,11 +463,19 @@ def test_piped(media, model, tokenizer):
     assert (result.returncode, result.stdout, result.stderr) == (0, expected + "\n", "")
 
 
+def _heed_ctrl_c():
+    """Shells start what runs in the background deaf to SIGINT, and the tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_answers_that_are_cut_short(endless):
     """Pieces arrive before the answer has ended. Ctrl-C ends it with the exit code of SIGINT; a reader that goes away
     ends it too, without a word and without the abort that a thread in the middle of a step caused at exit."""
     command = [*PROGRAM, "Hello!", "--model", endless, "--max-new-tokens", "5000"]
-    interrupted, unread = (subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2))
+    interrupted, unread = (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_ctrl_c)
+        for _ in range(2)
+    )
     with interrupted, unread:
         assert interrupted.stdout.read(1)
         interrupted.send_signal(signal.SIGINT)
@@ -494,6 +502,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=_heed_ctrl_c,
             env={**os.environ, "TERM": "dumb", "COLUMNS": "200"},
         )
         os.close(slave)

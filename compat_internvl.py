@@ -4,6 +4,7 @@ Each function is one difference between releases; its docstring names the releas
 deleted when that release is no longer supported. Features are probed where possible; version numbers are not compared.
 """
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -36,8 +37,11 @@ def portable_config_dict(values: dict) -> dict:
         elif not is_plain:
             rope.setdefault("type", rope.get("rope_type"))
         values["rope_scaling"] = None if is_plain else rope
+    if values.get("model_type") == "qwen3_moe" and "num_local_experts" in values:  # what 5.10 calls them
+        values["num_experts"] = values.pop("num_local_experts")
     if values.get("dtype") is not None:
         values["torch_dtype"] = values.pop("dtype")
+    values.pop("_pre_quantization_dtype", None)  # a torch.dtype, which no file can hold: a quantised model's before 5.0
     return values
 
 
@@ -84,14 +88,42 @@ def collects_tied_weights() -> bool:
     return hasattr(transformers.PreTrainedModel, "get_expanded_tied_weights_keys")
 
 
+def refresh_tied_weights(model) -> None:
+    """Has a model whose parts were replaced collect its tied weights anew: 5.0 and later keep their names from the time
+    when it was built."""
+    if collects_tied_weights():
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _hub_keywords(keywords: dict) -> dict:
+    """Those of the keywords of `from_pretrained` that say where on the Hub; a missing file is None and no error."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    found = {name: keywords[name] for name in names if keywords.get(name) is not None}
+    return {**found, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
+
+def lend_offloaded_weight(model, source: str, tied: str) -> None:
+    """Lets accelerate's hooks read the weight `tied` from where `source` lies on the disk.
+
+    A tied head is in the file under the table's name only. Releases up to 5.10 at least do not tell accelerate, which
+    then raises KeyError when it comes to the head.
+    """
+    for part in model.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            loader = getattr(getattr(one, "weights_map", None), "dataset", None)
+            index = getattr(loader, "index", {})
+            if tied not in index and "safetensors_file" in index.get(source, ()):
+                index[tied] = index[source]
+                loader.all_keys.append(tied)
+
+
 def stored_tensors(folder_or_id, names, keywords: dict) -> dict:
     """Those of the tensors `names` that a checkpoint's safetensors files hold, as {name: tensor}.
 
     `keywords` are those of `from_pretrained`; what concerns the Hub is taken from them.
     """
-    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    hub = {key: keywords[key] for key in hub if keywords.get(key) is not None}
-    hub.update(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    hub = _hub_keywords(keywords)
     find = importlib.import_module("transformers.utils.hub").cached_file
     index = find(folder_or_id, "model.safetensors.index.json", **hub)
     files = dict.fromkeys(names, "model.safetensors")
@@ -109,33 +141,72 @@ def stored_tensors(folder_or_id, names, keywords: dict) -> dict:
     return found
 
 
+@cache
+def _layouts_of_the_whole_only():
+    """The module of transformers that maps the layout of files to that in memory, if it asks for the whole model's type
+    only (5.0 to 5.3 at least), else None: later releases ask for each part's."""
+    if importlib.util.find_spec("transformers.conversion_mapping") is None:
+        return None
+    layouts = importlib.import_module("transformers.conversion_mapping")
+    return None if "modules()" in inspect.getsource(layouts.get_model_conversion_mapping) else layouts
+
+
+def use_layout_of(config) -> None:
+    """Has the tensors of the next model of the type of `config` read and written in the layout of its language model.
+
+    Files of Qwen3-MoE have matrices for each expert, 5.0 and later one for all. Without this the first of those
+    releases leave the experts of a published checkpoint at random values and write files that no other release reads.
+    """
+    layouts = _layouts_of_the_whole_only()
+    if layouts is not None:
+        layout = layouts.get_checkpoint_conversion_mapping(config.llm_config.model_type)
+        layouts.register_checkpoint_conversion_mapping(config.model_type, layout, overwrite=True)
+
+
 def is_initialized(tensor) -> bool:
     """Whether `tensor` was read from a checkpoint. 5.0 and later call `_init_weights` after loading and mark what is
     loaded; drawing it anew would silently undo the loading."""
     return getattr(tensor, "_is_hf_initialized", False)
 
 
+# Fields of the quantization configurations that name what is left alone; None asks the library for its own guess.
+_SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
+
+
 def quantization_keywords(keywords: dict, skip_modules) -> dict:
     """Loading keywords with `load_in_8bit=` and `load_in_4bit=` turned into a `quantization_config`.
 
-    The model cards use the short form; releases since 5.0 no longer know it. `skip_modules` (names) stay unquantised.
+    The model cards use the short form; releases since 5.0 no longer know it. `skip_modules` (names) stay unquantised,
+    also with a `quantization_config` that does not say what should; the guess of transformers spares the head only.
+    The caller's dictionary and configuration are left as they are.
 
     Raises:
         ImportError: the package bitsandbytes is missing.
         ValueError: both widths, or a width together with a `quantization_config`, were asked for.
     """
     bits = {name: keywords[name] for name in ("load_in_8bit", "load_in_4bit") if name in keywords}
-    if not bits:
-        return keywords
     keywords = {name: value for name, value in keywords.items() if name not in bits}
+    given = keywords.get("quantization_config")
     if not any(bits.values()):
-        return keywords
-    if all(bits.get(name) for name in ("load_in_8bit", "load_in_4bit")) or keywords.get("quantization_config"):
+        return keywords if given is None else {**keywords, "quantization_config": _sparing(given, skip_modules)}
+    if all(bits.get(name) for name in ("load_in_8bit", "load_in_4bit")) or given:
         raise ValueError("ask for one of load_in_8bit, load_in_4bit and quantization_config, not for several")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("loading in 8 or 4 bits needs bitsandbytes: pip install 'internvl_chat[quantization]'")
-    config = transformers.BitsAndBytesConfig(**bits, llm_int8_skip_modules=list(skip_modules))
-    return {**keywords, "quantization_config": config}
+    return {**keywords, "quantization_config": _sparing(transformers.BitsAndBytesConfig(**bits), skip_modules)}
+
+
+def _sparing(config, skip_modules):
+    """A copy of a quantization configuration that leaves `skip_modules` alone, if it does not name others."""
+    if isinstance(config, dict):
+        is_bits = config.get("load_in_8bit") or config.get("load_in_4bit")
+        skipped = config.get("llm_int8_skip_modules")
+        return {**config, "llm_int8_skip_modules": skipped or list(skip_modules)} if is_bits else config
+    config = copy.copy(config)
+    for field in _SKIP_FIELDS:
+        if getattr(config, field, ()) is None:
+            setattr(config, field, list(skip_modules))
+    return config
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -286,3 +357,111 @@ def inputs_for_generation():
     shared = transformers.GenerationMixin.prepare_inputs_for_generation
     is_told = "next_sequence_length" in inspect.signature(shared).parameters
     return shared if is_told else _prepare_inputs_for_generation
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def slow_llama_tokenizer():
+    """The slow `LlamaTokenizer` of transformers, or None since 5.0, where a fast one has the name and `use_fast=False`
+    means nothing. The fast ones give other ids around spaces and added tokens, not the same on every release: 4.37 even
+    renumbers Yi's tokens, and 5.0.0 does not read `tokenizer.model` as one."""
+    return None if hasattr(transformers, "TokenizersBackend") else transformers.LlamaTokenizer
+
+
+# --- processors -------------------------------------------------------------------------------------------------------
+
+
+def processor_bases() -> tuple:
+    """The base classes of a processor and of its image and video parts.
+
+    The one for videos came with 4.52; where it is missing, or where torchvision, which it needs, is missing or does not
+    fit the installed torch, the base of image processors stands in its place.
+    """
+    processor = importlib.import_module("transformers.processing_utils").ProcessorMixin
+    image = importlib.import_module("transformers.image_processing_utils").BaseImageProcessor
+    try:
+        video = importlib.import_module("transformers.video_processing_utils").BaseVideoProcessor
+    # A torchvision built for another torch fails with RuntimeError rather than ImportError.
+    except (ImportError, RuntimeError, AttributeError):
+        video = image
+    return processor, image, video
+
+
+def stored_json(folder_or_id, name: str, keywords: dict):
+    """Content of the JSON file `name` of a folder or Hub id as a dictionary, or None where there is none.
+
+    `keywords` are those of `from_pretrained`; what concerns the Hub is taken from them.
+    """
+    text = stored_text(folder_or_id, name, keywords)
+    return None if text is None else json.loads(text)
+
+
+def stored_file(folder_or_id, name: str, keywords: dict):
+    """Path of the file `name` of a folder or Hub id, or None where there is none; see `stored_json`."""
+    return importlib.import_module("transformers.utils.hub").cached_file(folder_or_id, name, **_hub_keywords(keywords))
+
+
+def stored_text(folder_or_id, name: str, keywords: dict):
+    """Content of the text file `name` of a folder or Hub id, or None where there is none; see `stored_json`."""
+    path = stored_file(folder_or_id, name, keywords)
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def stored_token_id(folder_or_id, token: str, keywords: dict):
+    """Id of an added token of the tokenizer in a folder or Hub id, from its files; None where there is no such token.
+    5.0 and later write the added tokens into `tokenizer.json` only. See `stored_json`."""
+    added = stored_json(folder_or_id, "added_tokens.json", keywords) or {}
+    config = stored_json(folder_or_id, "tokenizer_config.json", keywords) or {}
+    decoder = config.get("added_tokens_decoder") or {}
+    added.update({one["content"]: int(index) for index, one in decoder.items()})
+    if token not in added:  # the last resort: it is a big file
+        whole = stored_json(folder_or_id, "tokenizer.json", keywords) or {}
+        added.update({one["content"]: one["id"] for one in whole.get("added_tokens", ())})
+    return added.get(token)
+
+
+def check_template_variables(tokenizer, variables: dict) -> None:
+    """Raises ValueError for variables of a chat template, such as `tools`, that would silently be lost: 4.37 takes them
+    for the tokenizer's own keywords, 4.40 and later hand them on."""
+    is_handed_on = "kwargs" in inspect.signature(tokenizer.apply_chat_template).parameters
+    lost = [name for name, value in variables.items() if value and name != "add_generation_prompt"]
+    if lost and not is_handed_on:
+        raise ValueError(
+            f"transformers {transformers.__version__} hands {', '.join(lost)} to no chat template: 4.40 or later does"
+        )
+
+
+def register_image_processor(auto_class, config_class, image_class) -> None:
+    """Tells `AutoImageProcessor` of a class. Its argument was the second one before 4.40, where slow and fast classes
+    were told apart, and since 5.x there is one for each backend; ours serves any."""
+    names = inspect.signature(auto_class.register).parameters
+    if "image_processor_classes" in names:
+        given = {"image_processor_classes": {"pil": image_class, "torchvision": image_class}}
+    else:
+        given = {
+            "slow_image_processor_class" if "slow_image_processor_class" in names else "image_processor_class": (
+                image_class
+            )
+        }
+    auto_class.register(config_class, exist_ok=True, **given)
+
+
+def multimodal_token_counts(**counts):
+    """What `_get_num_multimodal_tokens` returns: `MultiModalData` where the release has it (4.53), else a dictionary;
+    both are read with `[name]`."""
+    kind = getattr(importlib.import_module("transformers.processing_utils"), "MultiModalData", dict)
+    return kind(**counts)
+
+
+def register_for_pipeline(config_class, processor_class) -> None:
+    """Tells `AutoProcessor` of a processor that is remote code, where `pipeline` loads none for a configuration unknown
+    to it: 4.46 to 4.56. Elsewhere `trust_remote_code=True` does without, and nothing is registered."""
+    if not config_class.__module__.startswith("transformers_modules."):
+        return
+    with open(importlib.util.find_spec("transformers.pipelines").origin, encoding="utf-8") as file:
+        if "load_processor = type(model_config) in PROCESSOR_MAPPING" in file.read():
+            transformers.AutoProcessor.register(config_class, processor_class, exist_ok=True)

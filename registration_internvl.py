@@ -5,6 +5,7 @@ configurations after `configuration_auto`, the models after `modeling_auto`, and
 costs nothing, and a program that imports it before or after transformers gets the same.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
@@ -22,7 +23,13 @@ CLASSES = {
     "InternVLChatConfig": "configuration_internvl_chat",
     "InternVLChatModel": "modeling_internvl_chat",
     "InternVLChatForConditionalGeneration": "modeling_internvl_chat",
+    "InternLM2Tokenizer": "tokenization_internlm2",
+    "InternVLChatImageProcessor": "image_processing_internvl",
+    "InternVLChatProcessor": "processing_internvl",
+    "InternVLChatVideoProcessor": "video_processing_internvl",
 }
+# Names in an `auto_map` that one of ours answers to. The fast InternLM2 tokenizer gives the ids of the slow one.
+_ALSO_CALLED = {"InternLM2TokenizerFast": "InternLM2Tokenizer"}
 
 
 def load_class(name: str):
@@ -46,9 +53,72 @@ def _register_models(module) -> None:
         ("AutoModelForImageTextToText", chat, "InternVLChatForConditionalGeneration"),
     ]
     for auto_name, config_class, model_name in rows:
-        auto_class = getattr(module, auto_name, None)  # the last one came with transformers 4.45
+        auto_class = getattr(module, auto_name, None)  # the last one came with transformers 4.46
         if auto_class is not None:
             auto_class.register(config_class, load_class(model_name), exist_ok=True)
+
+
+def _register_tokenizers(module) -> None:
+    module.AutoTokenizer.register(
+        load_class("InternLM2Config"), slow_tokenizer_class=load_class("InternLM2Tokenizer"), exist_ok=True
+    )
+    _keep_slow_llama(module.AutoTokenizer, importlib.import_module(".compat_internvl", _PACKAGE))
+
+
+def _keep_slow_llama(auto_class, compat) -> None:
+    """Makes `AutoTokenizer` give the slow Llama tokenizer, transformers' or ours, for an InternVL checkpoint that ships
+    one: only its ids are those that the checkpoint was trained with."""
+    theirs = auto_class.from_pretrained.__func__
+    about_the_class = ("config", "use_fast", "tokenizer_type", "trust_remote_code", "code_revision")
+
+    @functools.wraps(theirs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *inputs, **kwargs):
+        if not _ships_slow_llama(compat, pretrained_model_name_or_path, kwargs):
+            return theirs(cls, pretrained_model_name_or_path, *inputs, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in about_the_class}
+        slow = compat.slow_llama_tokenizer()
+        if slow is None:
+            slow = importlib.import_module(".tokenization_internlm2", _PACKAGE).LlamaTokenizer
+        tokenizer = slow.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+        tokenizer.init_kwargs.pop("auto_map", None)  # of an installed bundle: this one saves no code
+        return tokenizer
+
+    auto_class.from_pretrained = classmethod(from_pretrained)
+
+
+def _ships_slow_llama(compat, name, kwargs: dict) -> bool:
+    """Whether these arguments mean an InternVL checkpoint with Llama's class and `tokenizer.model`, and nobody asks for
+    the `tokenizer.json` beside it. Reads files, runs no code."""
+    if kwargs.get("tokenizer_type") or kwargs.get("gguf_file"):
+        return False
+    try:
+        described = compat.stored_json(name, "tokenizer_config.json", kwargs) or {}
+        if described.get("tokenizer_class") != "LlamaTokenizer":
+            return False
+        if kwargs.get("config") is not None:
+            model_type = kwargs["config"].model_type
+        else:
+            model_type = (compat.stored_json(name, "config.json", kwargs) or {}).get("model_type")
+        is_chat = model_type == load_class("InternVLChatConfig").model_type
+        if not is_chat or compat.stored_file(name, "tokenizer.model", kwargs) is None:
+            return False
+        return not kwargs.get("use_fast", True) or compat.stored_file(name, "tokenizer.json", kwargs) is None
+    except (OSError, ValueError):  # what is wrong, transformers says better
+        return False
+
+
+def _register_processors(module) -> None:
+    module.AutoProcessor.register(load_class("InternVLChatConfig"), load_class("InternVLChatProcessor"), exist_ok=True)
+
+
+def _register_image_processors(module) -> None:
+    register = importlib.import_module(".compat_internvl", _PACKAGE).register_image_processor
+    register(module.AutoImageProcessor, load_class("InternVLChatConfig"), load_class("InternVLChatImageProcessor"))
+
+
+def _register_video_processors(module) -> None:
+    chat, video = load_class("InternVLChatConfig"), load_class("InternVLChatVideoProcessor")
+    module.AutoVideoProcessor.register(chat, video, exist_ok=True)
 
 
 def _prefer_ours(module) -> None:
@@ -60,12 +130,17 @@ def _prefer_ours(module) -> None:
 
     def get_class_from_dynamic_module(class_reference, *args, **kwargs):
         name = class_reference.rpartition(".")[2]
+        name = _ALSO_CALLED.get(name, name)
         return load_class(name) if name in CLASSES else from_folder(class_reference, *args, **kwargs)
 
     get_class_from_dynamic_module.prefers_internvl_chat = True
     module.get_class_from_dynamic_module = get_class_from_dynamic_module
 
 
+_PROCESSOR_MODULES = [
+    *(f"{_PACKAGE}.configuration_internvl_chat", f"{_PACKAGE}.image_processing_internvl"),
+    *(f"{_PACKAGE}.video_processing_internvl", f"{_PACKAGE}.processing_internvl"),
+]
 # transformers' module -> what to do once it is imported, and the modules that must not be half imported then: ours,
 # which import transformers themselves, and those of transformers that ours need and that import the auto modules
 # (4.37, 4.40).
@@ -82,8 +157,18 @@ _STEPS = {
             "transformers.modeling_utils",
         ],
     ),
+    _AUTO + "tokenization_auto": (
+        _register_tokenizers,
+        [f"{_PACKAGE}.configuration_internlm2", f"{_PACKAGE}.tokenization_internlm2"],
+    ),
+    _AUTO + "processing_auto": (_register_processors, _PROCESSOR_MODULES),
+    _AUTO + "image_processing_auto": (_register_image_processors, _PROCESSOR_MODULES),
+    _AUTO + "video_processing_auto": (_register_video_processors, _PROCESSOR_MODULES),
 }
-_PREFERRING = (_AUTO + "configuration_auto", _AUTO + "auto_factory")
+_PREFERRING = (
+    *(_AUTO + "configuration_auto", _AUTO + "auto_factory", _AUTO + "tokenization_auto"),
+    *(_AUTO + "processing_auto", _AUTO + "image_processing_auto", _AUTO + "video_processing_auto"),
+)
 _WATCHED = {*_STEPS, *_PREFERRING, *(name for _, whole in _STEPS.values() for name in whole)}
 _done = set()
 

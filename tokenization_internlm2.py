@@ -1,9 +1,10 @@
-"""The SentencePiece tokenizer of the InternLM2 checkpoints.
+"""The SentencePiece tokenizers of the checkpoints: InternLM2's, and the slow one of Llama, which transformers gave up.
 
 A thin layer between a `tokenizer.model` and the slow tokenizers of transformers: SentencePiece cuts and joins text, the
 base class cuts out the added tokens. Knows nothing of prompts, images or templates.
 """
 
+import json
 import os
 import shutil
 
@@ -43,6 +44,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
 
     vocab_files_names = {"vocab_file": VOCAB_FILE}
     model_input_names = ["input_ids", "attention_mask"]
+    _auto_class = "AutoTokenizer"  # `save_pretrained` puts this file beside the others: the folder loads anywhere
 
     def __init__(
         self,
@@ -193,3 +195,71 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         elif os.path.abspath(self.vocab_file) != os.path.abspath(target):
             shutil.copyfile(self.vocab_file, target)
         return (target,)
+
+    def _save_pretrained(self, save_directory, file_names, *args, **kwargs) -> tuple:
+        # Called between writing the configuration and uploading it. Releases since 5.0 take two settings out of it to
+        # keep them in a `tokenizer.json`, which a slow tokenizer does not have, and list the special tokens under a
+        # name that means something else to earlier releases; all read the old name.
+        with open(file_names[0], encoding="utf-8") as file:
+            config = json.load(file)
+        config.update(add_bos_token=self.add_bos_token, add_eos_token=self.add_eos_token)
+        if isinstance(config.get("extra_special_tokens"), list):
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
+        with open(file_names[0], "w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+
+
+# `normalizer_spec { add_dummy_prefix: false }` as a protocol buffer. Of two values of a field the last one counts, so
+# that a model with these bytes behind it puts no space in front of a text.
+_NO_SPACE_IN_FRONT = b"\x1a\x02\x18\x00"
+
+
+class LlamaTokenizer(InternLM2Tokenizer):
+    """The slow Llama tokenizer, with the published ids of the checkpoints over Phi-3 and Yi.
+
+    For transformers 5, whose `LlamaTokenizer` is a fast one by other rules: there `AutoTokenizer` gives this one for an
+    InternVL checkpoint with a `tokenizer.model`, and transformers' own slow one before; as remote code it serves every
+    release. It carries the name of the class in the checkpoint's files, and what it saves is loaded by transformers'
+    own.
+
+    Args:
+        legacy: True encodes each text between two added tokens as if it were a whole text, with the space in front that
+            the model adds or does not. False puts one space in front of the whole text, and none behind added tokens.
+        add_prefix_space: put that one space, where not `legacy`.
+        Otherwise those of `InternLM2Tokenizer`, without a padding token unless there is a name for it.
+    """
+
+    # Remote code travels with what it saves. The package needs no code in the folder.
+    _auto_class = "AutoTokenizer" if __name__.startswith("transformers_modules.") else None
+
+    def __init__(self, vocab_file, *, pad_token=None, legacy=True, add_prefix_space=True, **kwargs):
+        self.legacy = legacy is None or legacy
+        self.add_prefix_space = add_prefix_space
+        listed = kwargs.get("extra_special_tokens") or kwargs.get("additional_special_tokens") or []
+        super().__init__(
+            vocab_file, pad_token=pad_token, legacy=self.legacy, add_prefix_space=add_prefix_space, **kwargs
+        )
+        if isinstance(getattr(self, "extra_special_tokens", None), list) and isinstance(listed, (list, tuple)):
+            # Releases since 5.0 count every token marked as special among these, earlier ones those listed only (and
+            # mean something else by the name).
+            self.extra_special_tokens = listed
+
+    def _load(self, **source) -> None:
+        super()._load(**source)
+        if not self.legacy:
+            super()._load(model_proto=self.sp_model.serialized_model_proto() + _NO_SPACE_IN_FRONT)
+
+    def tokenize(self, text: str, **kwargs) -> list:
+        """The tokens of `text`. Where not `legacy`, the space in front is a token of its own before an added token that
+        is not listed as special (the role marks of Phi-3), and is dropped before one that is."""
+        if self.legacy or not text:
+            return super().tokenize(text, **kwargs)
+        front = _SPACE if self.add_prefix_space else ""
+        tokens = super().tokenize(front + text.replace(_SPACE, " "), **kwargs)
+        is_lone_space = len(tokens) > 1 and tokens[0] == _SPACE and tokens[1] in self.all_special_tokens
+        return tokens[1:] if is_lone_space else tokens
+
+    def _segments(self, tokens: list, skipped=()):
+        for index, text in enumerate(super()._segments(tokens, skipped)):
+            yield text[1:] if index == 0 and self.add_prefix_space and text.startswith(" ") else text

@@ -1,7 +1,6 @@
 """The whole model at toy size: construction, pixel shuffle, features, merge, forward, saving."""
 
 import inspect
-import json
 import logging
 import math
 
@@ -409,22 +408,6 @@ def test_resized_vocabulary_is_saved(toy_model, tmp_path, tied):
     model.save_pretrained(tmp_path)
     loaded = InternVLChatModel.from_pretrained(tmp_path)
     assert torch.equal(loaded(input_ids=text_ids() + 4).logits, model(input_ids=text_ids() + 4).logits)
-
-
-@torch.no_grad()
-def test_a_head_of_its_own_in_the_file_is_used(toy_model, tmp_path):
-    """InternVL2-1B says `tie_word_embeddings: true` and has a head of its own all the same: the file counts."""
-    model = toy_model()
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    config["tie_word_embeddings"] = config["llm_config"]["tie_word_embeddings"] = True
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    loaded = InternVLChatModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
-    assert torch.equal(loaded.get_output_embeddings().weight, model.get_output_embeddings().weight)
-    loaded.save_pretrained(tmp_path / "again")
-    again = InternVLChatModel.from_pretrained(tmp_path / "again")
-    assert torch.equal(again(pixels(), image_ids(2)).logits, model(pixels(), image_ids(2)).logits)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import toy_tokenizers
 import transformers
 
 import internvl_chat
@@ -15,15 +16,17 @@ import internvl_chat
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(code, tmp_path):
+def run(code, tmp_path, *arguments):
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=480
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 CHECK = f"""
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 import internvl_chat as ours
 root = {str(ROOT)!r}
 for trust in (None, False, True):
@@ -31,24 +34,47 @@ for trust in (None, False, True):
     assert type(AutoConfig.from_pretrained(root, **keywords)) is ours.InternVLChatConfig
     for auto in (AutoModel, AutoModelForCausalLM):
         assert type(auto.from_pretrained(root, **keywords)) is ours.InternVLChatModel
+    assert type(AutoProcessor.from_pretrained(root, **keywords)) is ours.InternVLChatProcessor
+    tokenizer = AutoTokenizer.from_pretrained("internlm2", **keywords)
+    assert type(tokenizer) is ours.InternLM2Tokenizer, type(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained("phi3", use_fast=False, **keywords)
+    assert not tokenizer.is_fast and type(tokenizer).__name__ == "LlamaTokenizer"
 """
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "import internvl_chat",
-        "import transformers, internvl_chat",
-        "from transformers import AutoModel; import internvl_chat",
-        "import internvl_chat; internvl_chat.InternVLChatConfig",
-        "import internvl_chat; internvl_chat.InternVLChatModel",
-        "import internvl_chat; internvl_chat.InternLM2ForCausalLM; internvl_chat.InternVisionModel",
-        "import internvl_chat; from transformers import GenerationMixin, LlamaForCausalLM",
-    ],
-)
-def test_auto_classes_use_the_package_in_any_import_order(before, tmp_path):
+ORDERS = [
+    "import internvl_chat",
+    "import transformers, internvl_chat",
+    "from transformers import AutoModel; import internvl_chat",
+    "import internvl_chat; internvl_chat.InternVLChatConfig",
+    "import internvl_chat; internvl_chat.InternVLChatModel",
+    "import internvl_chat; internvl_chat.InternVLChatProcessor",
+    "import internvl_chat; internvl_chat.InternLM2ForCausalLM; internvl_chat.InternVisionModel",
+    "import internvl_chat; from transformers import GenerationMixin, LlamaForCausalLM",
+    "from transformers import AutoTokenizer; import internvl_chat",
+    "import internvl_chat; internvl_chat.InternLM2Tokenizer",
+]
+# Each order in a process of its own, forked from one that has imported what takes longest and has no part in it.
+FORKS = """
+import os, sys
+import torch, torchvision
+for order in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        exec(order + sys.argv[1], {})
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, order
+"""
+
+
+def test_auto_classes_use_the_package_in_any_import_order(tmp_path):
     """Our own modules import transformers' auto modules, which once met ours half imported."""
-    run(before + "\n" + CHECK, tmp_path)
+    for folder in (
+        toy_tokenizers.write_internlm2(tmp_path / "internlm2"),
+        toy_tokenizers.write_phi3(tmp_path / "phi3"),
+    ):
+        (folder / "config.json").write_text('{"model_type": "internvl_chat"}')
+    run(FORKS, tmp_path, CHECK, *ORDERS)
 
 
 def test_import_is_light(tmp_path):

@@ -7,44 +7,14 @@ import torch
 import transformers
 from toy_inputs import IMAGE_ID, SEED, image_ids, left_padded, pixels
 
+from internvl_chat.native_tensors_internvl import name_in_memory, native_pieces
+
 if not hasattr(transformers, "InternVLForConditionalGeneration"):
     pytest.skip("this transformers has no native InternVL", allow_module_level=True)
 
 NEW_TOKENS = 6
 SETTINGS = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
 
-# Our names (those of the published checkpoints) and the native ones, as they are in memory. A list of native names
-# means that our tensor is their concatenation along the first dimension. "*" is a layer's number.
-VISION_NAMES = {
-    "embeddings.class_embedding": "embeddings.cls_token",
-    "embeddings.patch_embedding.weight": "embeddings.patch_embeddings.projection.weight",
-    "embeddings.patch_embedding.bias": "embeddings.patch_embeddings.projection.bias",
-    "embeddings.position_embedding": "embeddings.position_embeddings",
-    "encoder.layers.*.ls1": "encoder.layer.*.lambda_1",
-    "encoder.layers.*.ls2": "encoder.layer.*.lambda_2",
-    "encoder.layers.*.attn.qkv.weight": [f"encoder.layer.*.attention.{x}_proj.weight" for x in "qkv"],
-    "encoder.layers.*.attn.qkv.bias": [f"encoder.layer.*.attention.{x}_proj.bias" for x in "qkv"],
-    "encoder.layers.*.attn.q_norm.weight": "encoder.layer.*.attention.q_norm.weight",
-    "encoder.layers.*.attn.k_norm.weight": "encoder.layer.*.attention.k_norm.weight",
-    "encoder.layers.*.attn.proj.weight": "encoder.layer.*.attention.projection_layer.weight",
-    "encoder.layers.*.attn.proj.bias": "encoder.layer.*.attention.projection_layer.bias",
-    "encoder.layers.*.mlp.fc1.weight": "encoder.layer.*.mlp.fc1.weight",
-    "encoder.layers.*.mlp.fc1.bias": "encoder.layer.*.mlp.fc1.bias",
-    "encoder.layers.*.mlp.fc2.weight": "encoder.layer.*.mlp.fc2.weight",
-    "encoder.layers.*.mlp.fc2.bias": "encoder.layer.*.mlp.fc2.bias",
-    "encoder.layers.*.norm1.weight": "encoder.layer.*.layernorm_before.weight",
-    "encoder.layers.*.norm1.bias": "encoder.layer.*.layernorm_before.bias",
-    "encoder.layers.*.norm2.weight": "encoder.layer.*.layernorm_after.weight",
-    "encoder.layers.*.norm2.bias": "encoder.layer.*.layernorm_after.bias",
-}
-PROJECTOR_NAMES = {
-    "0.weight": "layer_norm.weight",
-    "0.bias": "layer_norm.bias",
-    "1.weight": "linear_1.weight",
-    "1.bias": "linear_1.bias",
-    "3.weight": "linear_2.weight",
-    "3.bias": "linear_2.bias",
-}
 LONG_ROPE = {"type": "su", "short_factor": [1.05, 1.1, 1.25, 1.4], "long_factor": [1.03, 1.5, 9.0, 30.0]}
 
 # What is different from the toy model of `conftest.py`; the fields of the whole stand beside `vision` and `text`.
@@ -80,21 +50,11 @@ MODELS = {
 
 
 def native_state(model):
-    """The state dictionary of `model` under the native names."""
+    """The state dictionary of `model` under the names of the native model, by the table of the converter."""
     state = {}
     for name, tensor in model.state_dict().items():
-        part, _, rest = name.partition(".")
-        if part == "language_model":
-            is_head = rest.startswith("lm_head.")
-            state[rest if is_head else "model.language_model." + rest[len("model.") :]] = tensor
-        elif part == "mlp1":
-            state["model.multi_modal_projector." + PROJECTOR_NAMES[rest]] = tensor
-        else:
-            layer = rest.split(".")[2] if rest.startswith("encoder.layers.") else ""
-            target = VISION_NAMES[rest.replace(f"layers.{layer}.", "layers.*.", 1) if layer else rest]
-            targets = target if isinstance(target, list) else [target]
-            for piece_name, piece in zip(targets, tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]):
-                state["model.vision_tower." + piece_name.replace("*", layer)] = piece
+        for target, ranges in native_pieces(name, tuple(tensor.shape)):
+            state[name_in_memory(target)] = torch.cat([tensor[first:end] for first, end in ranges])
     return state
 
 

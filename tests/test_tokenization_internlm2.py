@@ -4,7 +4,11 @@ one: BPE, byte pieces, no normalisation, no space in front, digits apart, unused
 import copy
 import io
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from internvl_chat import tokenization_internlm2
-from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
+from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer, LlamaTokenizer
 
 CORPUS = [
     "Hello world, what is in the picture? Please describe the picture in detail.",
@@ -296,6 +300,17 @@ def test_save_and_load(folder, shared, tmp_path):
         assert getattr(again, name) == getattr(shared, name)
 
 
+@pytest.mark.parametrize("bos, eos", [(True, False), (False, False), (False, True)])
+def test_what_is_added_is_saved(folder, tmp_path, bos, eos):
+    """transformers 5 takes these two out of what it saves."""
+    InternLM2Tokenizer.from_pretrained(folder, add_bos_token=bos, add_eos_token=eos).save_pretrained(tmp_path)
+    again = InternLM2Tokenizer.from_pretrained(tmp_path)
+    assert again("Hello")["input_ids"] == [1] * bos + again("Hello", add_special_tokens=False)["input_ids"] + [2] * eos
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (saved["add_bos_token"], saved["add_eos_token"]) == (bos, eos)
+    assert "<img>" in saved["additional_special_tokens"]  # the name that every release reads
+
+
 def test_save_vocabulary(folder, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
@@ -309,16 +324,60 @@ def test_save_vocabulary(folder, tmp_path):
         tokenizer.save_vocabulary(str(tmp_path / "absent"))
 
 
+@pytest.mark.parametrize("fast_code", [None, "tokenization_internlm2_fast.InternLM2TokenizerFast"])
+@pytest.mark.parametrize("trust_remote_code", [None, False, True])
 @pytest.mark.parametrize("use_fast", [True, False])
-def test_the_bundle_door(folder, shared, tmp_path, use_fast):
-    """A folder with the code in it; there is no fast tokenizer, so that `use_fast` makes no difference."""
-    bundle = tmp_path / "bundle"
-    shutil.copytree(folder, bundle)
-    shutil.copy(tokenization_internlm2.__file__, bundle)
-    tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=True, use_fast=use_fast)
-    assert type(tokenizer).__name__ == "InternLM2Tokenizer" and not tokenizer.is_fast
-    for text in [*TEXTS, "<|im_start|>user\nHello<|im_end|>"]:
-        assert tokenizer(text)["input_ids"] == shared(text)["input_ids"]
+def test_the_package_door(folder, shared, tmp_path, monkeypatch, use_fast, trust_remote_code, fast_code):
+    """A published folder: its code, which some list in two files, is neither run nor asked about."""
+    published = tmp_path / "published"
+    shutil.copytree(folder, published)
+    config = json.loads((published / "tokenizer_config.json").read_text())
+    config["auto_map"]["AutoTokenizer"][1] = fast_code
+    (published / "tokenizer_config.json").write_text(json.dumps(config))
+    (published / "config.json").write_text('{"model_type": "internvl_chat"}')
+    for name in ("tokenization_internlm2", "tokenization_internlm2_fast"):
+        (published / f"{name}.py").write_text("raise RuntimeError('executed')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
+    tokenizer = AutoTokenizer.from_pretrained(published, use_fast=use_fast, trust_remote_code=trust_remote_code)
+    assert type(tokenizer) is InternLM2Tokenizer
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [shared(text)["input_ids"] for text in TEXTS]
+
+
+BUNDLE = """
+import json, sys
+from transformers import AutoTokenizer
+folder, saved, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+answers = []
+for name in (folder, saved):
+    for use_fast in (True, False):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True, use_fast=use_fast)
+        module = type(tokenizer).__module__
+        assert module.startswith("transformers_modules.") and module.endswith(".tokenization_internlm2"), module
+        assert type(tokenizer).__name__ == "InternLM2Tokenizer" and not tokenizer.is_fast
+        answers.append([tokenizer(text)["input_ids"] for text in texts])
+    tokenizer.save_pretrained(saved)
+assert "internvl_chat" not in sys.modules
+print("ANSWERS" + json.dumps(answers))
+"""
+
+
+def test_the_bundle_door(shared, tmp_path):
+    """What is saved has the code with it: it loads without this package, saves itself, and loads again. There is no
+    fast tokenizer, so that `use_fast` makes no difference."""
+    shared.save_pretrained(tmp_path / "bundle")
+    (tmp_path / "bundle" / "config.json").write_text('{"model_type": "internlm2"}')
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "config.json").write_text('{"model_type": "internlm2"}')
+    texts = [*TEXTS, "<|im_start|>user\nHello<|im_end|>"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_MODULES_CACHE", None)
+    arguments = [str(tmp_path / "bundle"), str(tmp_path / "again"), json.dumps(texts)]
+    done = subprocess.run(
+        [sys.executable, "-c", BUNDLE, *arguments], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = [shared(text)["input_ids"] for text in texts]
+    assert json.loads(done.stdout.split("ANSWERS")[1]) == [expected] * 4
 
 
 def test_without_the_package(folder, monkeypatch):
@@ -341,3 +400,53 @@ def test_chat_template(tokenizer):
     ids = tokenizer.apply_chat_template(messages, tokenize=True)
     ids = ids if isinstance(ids, list) else ids["input_ids"]
     assert tokenizer.decode(ids) == "<|im_start|>user\nHello<|im_end|>"
+
+
+# --- Llama's slow tokenizer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory):
+    """A model that adds a space in front of a text."""
+    path = tmp_path_factory.mktemp("spaced") / "tokenizer.model"
+    path.write_bytes(train(add_dummy_prefix=True))
+    return path, sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def test_llama_legacy(spaced):
+    """`legacy` (as when it is not named) encodes what is between added tokens as SentencePiece encodes a text."""
+    path, sp = spaced
+    for tokenizer in (LlamaTokenizer(str(path)), LlamaTokenizer(str(path), legacy=None)):
+        tokenizer.add_tokens(["<img>"])
+        index = len(tokenizer) - 1
+        for text in TEXTS:
+            assert tokenizer(text)["input_ids"] == [1, *sp.encode(text)]
+        assert tokenizer("dog<img>dog")["input_ids"] == [1, *sp.encode("dog"), index, *sp.encode("dog")]
+
+
+@pytest.mark.parametrize("again", [lambda one: one, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_llama_without_legacy(spaced, again):
+    """One space in front of the whole text and none behind added tokens, from the same model."""
+    path, sp = spaced
+    tokenizer = again(LlamaTokenizer(str(path), legacy=False, additional_special_tokens=["<img>"]))
+    image = tokenizer.convert_tokens_to_ids("<img>")
+    bare = LlamaTokenizer(str(path), legacy=False, add_prefix_space=False)
+    for text in TEXTS:
+        assert tokenizer(text)["input_ids"] == [1, *sp.encode(text)]
+        assert bare(" " + text)["input_ids"] == ([1, *sp.encode(text)] if text else [1, sp.piece_to_id("▁")])
+        assert tokenizer.decode([1, *sp.encode(text)], skip_special_tokens=True) == text
+    dog = bare("dog", add_special_tokens=False)["input_ids"]
+    assert sp.piece_to_id("▁dog") not in dog and sp.decode(dog) == "dog"
+    assert tokenizer("<img>dog")["input_ids"] == [1, image, *dog]
+    assert tokenizer("dog<img> dog")["input_ids"] == [1, *sp.encode("dog"), image, *sp.encode("dog")]
+    assert tokenizer.decode([image, *dog, image]) == "<img>dog<img>"
+    tokenizer.add_tokens(["<mark>"])  # not listed as special: published, the space stays
+    assert tokenizer("<mark>dog")["input_ids"] == [1, sp.piece_to_id("▁"), image + 1, *dog]
+
+
+def test_llama_drops_its_own_space_only(spaced):
+    path, sp = spaced
+    for legacy in (True, False):
+        tokenizer = LlamaTokenizer(str(path), legacy=legacy)
+        assert tokenizer.decode(sp.encode("a  b")) == "a  b"
+        assert tokenizer.pad_token is None

@@ -14,6 +14,7 @@ _EXPORTS = {
     "configuration_internvl_chat": ["InternVLChatConfig"],
     "conversation": ["Conversation", "get_conv_template", "register_conv_template", "conv_template_names"],
     "device_map_internvl": ["split_model"],
+    "image_processing_internvl": ["InternVLChatImageProcessor"],
     "modeling_intern_vit": ["InternVisionModel"],
     "modeling_internlm2": ["InternLM2ForCausalLM"],
     "modeling_internvl_chat": ["InternVLChatModel", "InternVLChatForConditionalGeneration"],
@@ -26,12 +27,15 @@ _EXPORTS = {
         "dynamic_preprocess",
         "find_closest_aspect_ratio",
         "load_image",
+        "load_images",
         "open_image",
         "tile_grid",
     ],
+    "processing_internvl": ["InternVLChatProcessor"],
     "prompt_internvl": ["frame_prefix"],
     "tokenization_internlm2": ["InternLM2Tokenizer"],
     "video_internvl": ["get_index", "load_video", "read_frames"],
+    "video_processing_internvl": ["InternVLChatVideoProcessor"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

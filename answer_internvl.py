@@ -10,6 +10,7 @@ import threading
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from .compat_internvl import stored_token_id
 from .prompt_internvl import special_ids, token_id
 
 # Where the caller asks for nothing else: the model cards' length, greedy.
@@ -61,18 +62,35 @@ def generation_settings(model, tokenizer, conversation, given):
         settings.max_new_tokens = settings.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         settings.max_length = GenerationConfig().max_length
 
-    stop_ids = [token_id(tokenizer, mark) for mark in conversation.end_marks()]
-    stop_ids += conversation.stop_token_ids or []
-    for source in (*own, settings):
-        ids = source.eos_token_id
-        stop_ids += ids if isinstance(ids, (list, tuple)) else [ids]
-    stop_ids.append(tokenizer.eos_token_id)
-    stop_ids = list(dict.fromkeys(number for number in stop_ids if number is not None))
+    marks = [token_id(tokenizer, mark) for mark in conversation.end_marks()]
+    stop_ids = _stop_ids(marks, conversation, *own, settings, tokenizer)
     settings.eos_token_id = stop_ids
     settings.use_cache = asked.get("use_cache", True)
     if settings.pad_token_id is None:
         settings.pad_token_id = padding_id(tokenizer, stop_ids)
     return settings, keywords, stop_ids
+
+
+def _stop_ids(marks, conversation, *sources) -> list:
+    """The ids that end an answer: the template's, and the `eos_token_id` of each source."""
+    ids = [*marks, *(conversation.stop_token_ids or [])]
+    for source in sources:
+        ids += source.eos_token_id if isinstance(source.eos_token_id, (list, tuple)) else [source.eos_token_id]
+    return list(dict.fromkeys(number for number in ids if number is not None))
+
+
+def add_end_tokens(model, folder_or_id, keywords: dict) -> None:
+    """Has `generate` of a loaded model end where `chat` ends, though it has no tokenizer: the template's end mark is
+    looked up in the tokenizer's files. The generation_config.json of InternVL2-1B and InternVL2-26B names no end, and
+    their `llm_config` not always the right one.
+
+    `keywords` are those of `from_pretrained`.
+    """
+    marks = [stored_token_id(folder_or_id, mark, keywords) for mark in model.conv_template.end_marks()]
+    settings = model.generation_config
+    stop_ids = _stop_ids(marks, model.conv_template, settings, model.language_model.generation_config)
+    if not set(stop_ids) <= set(_stop_ids((), model.conv_template, settings)):
+        settings.eos_token_id = stop_ids
 
 
 def padding_id(tokenizer, stop_ids) -> int:

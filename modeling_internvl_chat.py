@@ -20,30 +20,40 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # transformers before 5 copies only the files that this file itself imports when it loads remote code from a folder, so
 # that every file of the bundle is named here, also those that only a sibling uses.
-from .answer_internvl import AnswerDecoder  # noqa: F401
+from .answer_internvl import add_end_tokens
 from .chat_internvl import ChatMixin
+from .chat_template_internvl import jinja_template  # noqa: F401
 from .compat_internvl import (
     collects_tied_weights,
     flash_attention_available,
     is_initialized,
     is_prefill,
+    lend_offloaded_weight,
     logits_to_keep_keyword,
     prompt_width_of_embeddings,
     quantization_keywords,
+    register_for_pipeline,
     requested_attention,
     stored_tensors,
+    stored_token_id,
     tied_weights_of_parts,
     transformers_class,
+    use_layout_of,
 )
 from .configuration_intern_vit import InternVisionConfig  # noqa: F401
 from .configuration_internlm2 import InternLM2Config  # noqa: F401
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation import get_conv_template
+from .image_processing_internvl import PROCESSOR_AUTO_MAP
+from .lora_internvl import ADAPTER_LAYERS, LoraMixin, without_adapters
+from .messages_internvl import render  # noqa: F401
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .preprocessing_internvl import load_image  # noqa: F401
-from .prompt_internvl import build_prompt  # noqa: F401
+from .processing_internvl import InternVLChatProcessor
+from .prompt_internvl import IMG_CONTEXT_TOKEN
 from .video_internvl import load_video  # noqa: F401
+from .video_processing_internvl import InternVLChatVideoProcessor  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +61,37 @@ logger = logging.getLogger(__name__)
 BUNDLE_FILES = (
     "answer_internvl.py",
     "chat_internvl.py",
+    "chat_template_internvl.py",
     "compat_internvl.py",
     "configuration_intern_vit.py",
     "configuration_internlm2.py",
     "configuration_internvl_chat.py",
     "conversation.py",
+    "image_processing_internvl.py",
+    "lora_internvl.py",
+    "messages_internvl.py",
     "modeling_intern_vit.py",
     "modeling_internlm2.py",
     "modeling_internvl_chat.py",
     "preprocessing_internvl.py",
+    "processing_internvl.py",
     "prompt_internvl.py",
     "video_internvl.py",
+    "video_processing_internvl.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
     "AutoModel": "modeling_internvl_chat.InternVLChatModel",
     "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
     "AutoModelForImageTextToText": "modeling_internvl_chat.InternVLChatForConditionalGeneration",
+    **PROCESSOR_AUTO_MAP,
 }
 
 # Tiles that go through the vision tower at a time; bounds the activations of a long video. At 448 pixels and 300M
 # parameters in 16 bits, 32 tiles take about 0.6 GB of activations.
 VISION_BATCH_SIZE = 32
 
-_NEVER_QUANTIZED = ("vision_model", "mlp1", "lm_head", "output")
+_NEVER_QUANTIZED = ("vision_model", "mlp1", "lm_head", "output", *ADAPTER_LAYERS)
 
 
 def language_model_class(config):
@@ -83,8 +100,11 @@ def language_model_class(config):
     return InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else transformers_class(architecture)
 
 
-class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
+class InternVLChatModel(ChatMixin, LoraMixin, PreTrainedModel, GenerationMixin):
     """InternVL with the published interface: `chat`, `batch_chat`, `stream_chat`, `generate`, `forward`.
+
+    `from_pretrained` also quantises (`load_in_8bit=`, `load_in_4bit=`) and spreads over devices (`device_map=`, see
+    `split_model`); `wrap_backbone_lora`, `wrap_llm_lora` and `merge_lora` put adapters on and take them off.
 
     Args:
         config: `InternVLChatConfig`.
@@ -108,7 +128,11 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     _supports_quantized_cache = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _tied_weights_keys = tied_weights_of_parts(("language_model.lm_head.weight", "language_model.output.weight"))
+    _tied_weights_keys = tied_weights_of_parts(
+        f"language_model.{adapted}{head}.weight"
+        for adapted in ("", "base_model.model.")
+        for head in ("lm_head", "output")
+    )
 
     def __init__(self, config: InternVLChatConfig, vision_model=None, language_model=None, use_flash_attn=None):
         super().__init__(config)
@@ -132,6 +156,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         self.system_message = self.conv_template.system_message
         self.img_context_token_id = config.img_context_token_id
         self.post_init()
+        use_layout_of(config)
+        self._wrap_as_configured()
 
     # --- construction, loading, saving --------------------------------------------------------------------------------
 
@@ -166,29 +192,53 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers. `load_in_8bit=` and `load_in_4bit=` work on every release and leave the vision tower, the
-        projector and the head in full precision."""
+        """As in transformers. `load_in_8bit=` and `load_in_4bit=` work on every release. The vision tower, the
+        projector and the head stay in full precision, unless a `quantization_config` says itself what does.
+
+        Raises:
+            ValueError: the weights have LoRA adapters and the configuration does not, or the other way round.
+        """
         kwargs = quantization_keywords(kwargs, _NEVER_QUANTIZED)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        if not collects_tied_weights():
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            model._give_back_own_head(pretrained_model_name_or_path, kwargs)
-        return loaded
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model._settle_loaded_adapters(info["missing_keys"], info["unexpected_keys"])
+        model._give_back_own_head(pretrained_model_name_or_path, kwargs)
+        if model.config.tie_word_embeddings:
+            head, table = model._head_and_table()
+            lend_offloaded_weight(model, source=table, tied=head)
+        if model.img_context_token_id is None and pretrained_model_name_or_path is not None:  # published files lack it
+            model.img_context_token_id = stored_token_id(pretrained_model_name_or_path, IMG_CONTEXT_TOKEN, kwargs)
+        if pretrained_model_name_or_path is not None:
+            add_end_tokens(model, pretrained_model_name_or_path, kwargs)
+        return (model, info) if wants_info else model
 
     def _give_back_own_head(self, folder_or_id, keywords) -> None:
-        """Before 5.0 `tie_word_embeddings: true` drops a head that differs from the table (InternVL2-1B has one): the
-        weights of the file count, and the configuration says so from then on."""
+        """A head of its own in the weights counts also where `tie_word_embeddings` is true (InternVL2-1B), and the
+        configuration says so from then on: `tie_weights` and resizing would overwrite it. Loading drops such a head
+        before 5.0 and keeps it since."""
         head, table = self.get_output_embeddings(), self.get_input_embeddings()
-        if head.weight is not table.weight or head.weight.device.type == "meta":
+        if head.weight.device.type == "meta" or head.weight.device != table.weight.device:
             return
-        names = {part: f"{name}.weight" for name, part in self.named_modules() if part is head or part is table}
-        stored = stored_tensors(folder_or_id, list(names.values()), keywords)
+        if head.weight is not table.weight:
+            self.config.tie_word_embeddings = self.config.llm_config.tie_word_embeddings = False
+            return
+        if collects_tied_weights():
+            return
+        names = self._head_and_table()
+        stored = stored_tensors(folder_or_id, names, keywords)
         if len(stored) < 2 or torch.equal(*stored.values()):
             return
         kind = {"device": head.weight.device, "dtype": head.weight.dtype}
-        for part, name in names.items():
+        for part, name in zip((head, table), names):
             part.weight = nn.Parameter(stored[name].to(**kind), requires_grad=part.weight.requires_grad)
         self.config.tie_word_embeddings = self.config.llm_config.tie_word_embeddings = False
+
+    def _head_and_table(self) -> list:
+        """Names of the weights of the output and of the input embeddings."""
+        names = {id(part): f"{name}.weight" for name, part in self.named_modules()}
+        return [names[id(part)] for part in (self.get_output_embeddings(), self.get_input_embeddings())]
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, and the folder holds the code too: it loads again through any door.
@@ -204,6 +254,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             kwargs.setdefault("repo_id", target.name)
         staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target.resolve().parent))
         try:
+            use_layout_of(self.config)
             super().save_pretrained(staging, *args, **kwargs)
             _add_code(staging)
             written = {path.name for path in staging.iterdir()}
@@ -386,7 +437,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         elif pixel_values is not None:
             raise ValueError("pixel_values needs input_ids: inputs_embeds does not tell where the images go")
 
-        keep_name = logits_to_keep_keyword(type(self.language_model).forward)
+        keep_name = logits_to_keep_keyword(type(without_adapters(self.language_model)).forward)
         if keep_name and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             kwargs[keep_name] = logits_to_keep
         if keep_name and kwargs.get(keep_name, 0) is None:  # Phi3 of 4.48 passes None on, which it cannot take itself
@@ -463,12 +514,13 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         inputs_embeds = self.merge_embeddings(input_ids, visual_features, img_context_token_id)
         if output_hidden_states is not None:
             generate_kwargs["output_hidden_states"] = output_hidden_states
-        invented = prompt_width_of_embeddings()
-        if invented:  # those releases refuse to start without the token that is cut off below
-            generate_kwargs.setdefault("bos_token_id", getattr(generation_config, "bos_token_id", None) or 0)
+        invented = prompt_width_of_embeddings()  # those releases refuse to start without what is cut off below
+        bos = generate_kwargs.get("bos_token_id", getattr(generation_config, "bos_token_id", None)) or 0
         if generation_config is None:
             generate_kwargs.setdefault("use_cache", True)  # a model in training may have it off
         output = self.language_model.generate(
+            # What transformers makes itself, but on the model's device, which is "meta" for an offloaded one.
+            inputs=input_ids.new_full((len(input_ids), invented), bos).to(inputs_embeds.device),
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask.to(inputs_embeds.device),
             generation_config=generation_config,
@@ -539,3 +591,6 @@ def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         logger.warning(message)
+
+
+register_for_pipeline(InternVLChatConfig, InternVLChatProcessor)

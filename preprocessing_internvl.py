@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
 # Model files import on a machine without Pillow or numpy; only a call that needs them fails, in `_require_pillow`.
 try:
@@ -129,28 +130,45 @@ def count_tiles(width, height, min_num=1, max_num=12, image_size=448, use_thumbn
     return columns * rows + (1 if use_thumbnail and columns * rows > 1 else 0)
 
 
-def dynamic_preprocess(image, min_num=1, max_num=12, image_size=448, use_thumbnail=False):
+def dynamic_preprocess(image, min_num=1, max_num=12, image_size=448, use_thumbnail=False, *, fast=False):
     """Cut a PIL image into tiles: a list of PIL images of ``image_size`` x ``image_size`` pixels, row by row.
 
     The image is resized to the grid that ``tile_grid`` names (Pillow's default filter for its mode), keeping its mode.
-    ``use_thumbnail`` adds the whole image as one more tile unless there is only one. Errors as in ``tile_grid``.
+    ``use_thumbnail`` adds the whole image as one more tile unless there is only one. ``fast`` resizes RGB images by
+    torch, at about three times the speed and with other rounding (see ``load_image``). Errors as in ``tile_grid``.
     """
     _require_pillow()
     columns, rows = tile_grid(*image.size, min_num, max_num, image_size)
+    resize = _torch_resize(image) if fast and image.mode == "RGB" else image.resize
     thumbnail = None
     if use_thumbnail and columns * rows > 1:
         # Pillow resizes without the GIL: the thumbnail costs no time beside the larger resize. Loading comes first
         # because it is not thread-safe; the pool lives for this call only, so that forked workers stay safe.
         image.load()
         with ThreadPoolExecutor(max_workers=1) as pool:
-            thumbnail = pool.submit(image.resize, (image_size, image_size))
-            resized = image.resize((columns * image_size, rows * image_size))
+            thumbnail = pool.submit(resize, (image_size, image_size))
+            resized = resize((columns * image_size, rows * image_size))
         thumbnail = thumbnail.result()
     else:
-        resized = image.resize((columns * image_size, rows * image_size))
+        resized = resize((columns * image_size, rows * image_size))
     corners = [(column * image_size, row * image_size) for row in range(rows) for column in range(columns)]
     tiles = [resized.crop((x, y, x + image_size, y + image_size)) for x, y in corners]
     return tiles if thumbnail is None else [*tiles, thumbnail]
+
+
+def _torch_resize(image):
+    """Pillow's ``image.resize`` for an RGB image, done by torch's kernel for bytes."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
+
+    def resize(size):
+        # Where mainly the height shrinks, Pillow 13 begins with it. The order shows in high contrasts, and torch's is
+        # fixed: such a picture is left to Pillow.
+        if image.height - size[1] > max(0, 2 * (image.width - size[0])):
+            return image.resize(size)
+        resized = F.interpolate(pixels, size=size[::-1], mode="bicubic", antialias=True)
+        return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
+
+    return resize
 
 
 # ---------------------------------------------------------------------------------------------- tiles to tensors
@@ -399,6 +417,7 @@ def load_image(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     dtype=None,
+    fast=False,
 ):
     """Read an image and cut it into normalised tiles: a tensor of shape (tiles, 3, input_size, input_size).
 
@@ -406,8 +425,31 @@ def load_image(
     ``max_num`` and ``use_thumbnail`` those of ``count_tiles``, which tells the number of tiles beforehand; ``mean``,
     ``std`` and ``dtype`` (default float32) those of ``images_to_pixel_values``. With the defaults and an upright 8-bit
     image the result equals the model cards' ``load_image`` bit for bit. Raises what these three raise.
+
+    ``fast`` gives up on that: the resize is torch's, whose pixels are within 2 of 255 levels of Pillow's, nearly all of
+    them equal.
     """
     candidate_grids(min_num, max_num)  # wrong numbers are told before a large file is read
     image = open_image(image_file, exif_orientation=exif_orientation, max_pixels=max_pixels)
-    tiles = dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail)
+    tiles = dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail, fast=fast)
     return images_to_pixel_values(tiles, mean=mean, std=std, dtype=dtype)
+
+
+def load_images(image_files, input_size=448, max_num=12, *, threads=None, **options):
+    """Read several images at once: ``(pixel_values, num_patches_list)``, as ``chat`` and ``batch_chat`` take them.
+
+    ``pixel_values`` has the shape (all tiles, 3, input_size, input_size), ``num_patches_list`` the number of tiles of
+    each image. ``options`` are those of ``load_image``, which reads each. Pillow decodes and resizes without Python's
+    lock, so that ``threads`` (default: one for each processor, at most 8) share the work; the result does not depend on
+    them. Raises ValueError for no images, else what ``load_image`` raises for the first image that it cannot read.
+    """
+    image_files = list(image_files)
+    if not image_files:
+        raise ValueError("load_images expects at least one image, got none")
+    threads = min(8, os.cpu_count() or 1) if threads is None else check_count("threads", threads)
+    once = list({id(image): image for image in image_files}.values())  # one object is not read by two threads at a time
+    with ThreadPoolExecutor(max_workers=min(threads, len(once))) as pool:
+        loaded = pool.map(lambda image: load_image(image, input_size, max_num, **options), once)
+        tiles = dict(zip(map(id, once), loaded))
+    per_image = [tiles[id(image)] for image in image_files]
+    return torch.cat(per_image), [len(each) for each in per_image]

@@ -1,4 +1,4 @@
-"""From a conversation to token ids: the one prompt builder behind `chat`, `batch_chat` and `stream_chat`.
+"""From a conversation to token ids: the one prompt builder behind `chat`, `batch_chat`, `stream_chat`, the processor.
 
 What comes from outside is data. A reserved token inside a question, an answer or a system message is encoded as plain
 text: the prompt is cut inside it, so that the tokenizer never sees it whole. A prompt without such text is tokenised in
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 IMAGE_PLACEHOLDER = "<image>"
+VIDEO_PLACEHOLDER = "<video>"
 IMG_START_TOKEN = "<img>"
 IMG_END_TOKEN = "</img>"
 IMG_CONTEXT_TOKEN = "<IMG_CONTEXT>"
@@ -29,6 +30,20 @@ class ImageTokens:
 
     def text(self, num_tiles: int) -> str:
         return self.start + self.context * (self.per_tile * num_tiles) + self.end
+
+
+class Prompt(str):
+    """A rendered prompt that remembers which of its text is data: `pieces`, joined, are the string.
+
+    It is cut inside every reserved token that came from a message, so that the tokenizer never sees such a one whole.
+    What string operations make of it is a plain string, without that memory.
+    """
+
+    def __new__(cls, pieces):
+        pieces = (pieces,) if isinstance(pieces, str) else tuple(pieces)
+        prompt = super().__new__(cls, "".join(pieces))
+        prompt.pieces = pieces
+        return prompt
 
 
 def frame_prefix(num_frames: int) -> str:
@@ -102,7 +117,7 @@ def build_prompt(tokenizer, conversation, num_patches_list, image_tokens, allow_
     pieces = [""]  # the tokenizer sees each piece on its own; a new one starts inside a reserved token
 
     def add_data(text):
-        first, *others = _cut(text, reserved)
+        first, *others = cut_behind(text, reserved_starts(text, reserved))
         pieces[-1] += first
         pieces.extend(others)
 
@@ -118,9 +133,7 @@ def build_prompt(tokenizer, conversation, num_patches_list, image_tokens, allow_
         else:
             add_data(text)
 
-    ids = list(tokenizer(pieces[0])["input_ids"])
-    for piece in pieces[1:]:
-        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+    ids = encode_pieces(tokenizer, pieces)
     expected = image_tokens.per_tile * sum(num_patches_list)
     found = ids.count(context_id) if context_id is not None else 0
     if found != expected:
@@ -128,6 +141,14 @@ def build_prompt(tokenizer, conversation, num_patches_list, image_tokens, allow_
             f"the prompt has {found} image tokens where the images have {expected}: "
             f"is {image_tokens.context!r} in a message?"
         )
+    return ids
+
+
+def encode_pieces(tokenizer, pieces, add_special_tokens=True) -> list:
+    """The ids of a prompt in pieces: each is tokenised on its own, the first with the tokenizer's own start token."""
+    ids = list(tokenizer(pieces[0], add_special_tokens=add_special_tokens)["input_ids"])
+    for piece in pieces[1:]:
+        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     return ids
 
 
@@ -156,9 +177,12 @@ def _reserved_pattern(reserved):
     return re.compile("(?=" + "|".join(map(re.escape, reserved)) + ")")  # look-ahead: overlapping ones count too
 
 
-def _cut(text: str, reserved) -> list:
-    """`text` in pieces such that no piece contains a reserved token: each is cut after its first character."""
-    if not reserved:
-        return [text]
-    cuts = [match.start() + 1 for match in _reserved_pattern(reserved).finditer(text)]
+def reserved_starts(text: str, reserved) -> list:
+    """Positions in `text` at which a reserved token begins."""
+    return [match.start() for match in _reserved_pattern(reserved).finditer(text)] if reserved else []
+
+
+def cut_behind(text: str, starts) -> list:
+    """`text` in pieces, cut behind the characters at `starts`, so that what begins there is in no piece as a whole."""
+    cuts = [start + 1 for start in starts]
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]

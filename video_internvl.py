@@ -554,18 +554,19 @@ def load_video(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     dtype=None,
+    fast=False,
 ):
     """Take frames from a video and cut each into tiles: ``(pixel_values, num_patches_list)``.
 
     ``pixel_values`` has the shape (all tiles, 3, input_size, input_size), ``num_patches_list`` the number of tiles of
     each frame. The frames are those of ``read_frames`` with the same arguments (pass its result as ``video_path`` to
-    have both), the tiles those of ``load_image``. Raises what these two raise.
+    have both), the tiles those of ``load_image``, with ``fast`` as there. Raises what these two raise.
     """
     candidate_grids(min_num, max_num)  # wrong numbers are told before a long file is read
     check_count("input_size", input_size)
 
     def cut(image):
-        return dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail)
+        return dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail, fast=fast)
 
     tiles = _sample(video_path, bound, num_segments, fps, max_frames, backend, keep=cut).frames
     pixel_values = images_to_pixel_values([tile for frame in tiles for tile in frame], mean=mean, std=std, dtype=dtype)

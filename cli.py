@@ -23,23 +23,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import internvl_chat
+from internvl_chat import cli_convert
+from internvl_chat.cli_convert import INTERRUPTED, ProblemError
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PLACEHOLDER = "<image>"
 # What an answer could do to the terminal that shows it: every control character but line feed and tab.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-class _ProblemError(Exception):
-    """What the user gets to read in place of a traceback."""
-
-    def __init__(self, message, exit_code=2):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    def format_message(self) -> str:  # as the command line library's own errors are asked
-        return str(self)
 
 
 class _Commands(TyperGroup):
@@ -54,12 +44,12 @@ class _Commands(TyperGroup):
         try:
             status = super().main(*args, **extra)
         except typer.Abort:  # how older releases of typer report Ctrl-C
-            status = _INTERRUPTED
+            status = INTERRUPTED
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
             _note(f"internvl-chat: {error.format_message()}", style="red")
-            status = error.exit_code if isinstance(error, _ProblemError) else 2
+            status = error.exit_code if isinstance(error, ProblemError) else 2
         sys.exit(status or 0)
 
 
@@ -68,7 +58,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    subcommand_metavar="[chat] [QUESTION] ... | info ...",
+    subcommand_metavar="[chat] [QUESTION] ... | info ... | convert ... | install ...",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -116,12 +106,12 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code != _INTERRUPTED:
+        if end.code != INTERRUPTED:
             raise
         # The thread that generates may be in the middle of a long step: leave without waiting for it.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
 
 
 def _print_version(wanted: bool) -> None:
@@ -178,7 +168,7 @@ def chat(
     Images come before videos and both before the question, unless it has one `<image>` for each image or frame.
     """
     if question is not None and not question.strip():
-        raise _ProblemError("the question is empty")
+        raise ProblemError("the question is empty")
     checkpoint = _checkpoint(model)
     _, tokenizer = _load_config(checkpoint)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
@@ -217,6 +207,10 @@ def info(
     _print_facts("Memory (estimate)", _memory_facts(config, empty, conversation))
 
 
+app.command()(cli_convert.convert)
+app.command()(cli_convert.install)
+
+
 # --- the checkpoint ---------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +220,7 @@ def _explained(*errors, subject=""):
     try:
         yield
     except errors as error:
-        raise _ProblemError(f"{subject}{error or type(error).__name__}") from error
+        raise ProblemError(f"{subject}{error or type(error).__name__}") from error
 
 
 def _checkpoint(model) -> str:
@@ -235,13 +229,13 @@ def _checkpoint(model) -> str:
     if (folder / "config.json").is_file():
         return str(folder)
     if model is None:
-        raise _ProblemError("this installation has no checkpoint of its own: name one with --model FOLDER_OR_ID")
+        raise ProblemError("this installation has no checkpoint of its own: name one with --model FOLDER_OR_ID")
     if folder.is_dir():
-        raise _ProblemError(f"--model {model}: this folder holds no checkpoint, it has no config.json")
+        raise ProblemError(f"--model {model}: this folder holds no checkpoint, it has no config.json")
     if folder.exists():
-        raise _ProblemError(f"--model {model}: this is a file, not a folder or an id of the Hub")
+        raise ProblemError(f"--model {model}: this is a file, not a folder or an id of the Hub")
     if not _HUB_ID.fullmatch(model):
-        raise _ProblemError(f"--model {model}: there is no such folder (and an id of the Hub has the form owner/name)")
+        raise ProblemError(f"--model {model}: there is no such folder (and an id of the Hub has the form owner/name)")
     return model
 
 
@@ -293,7 +287,7 @@ def _device(name):
         device = torch.device(name)
         torch.ones(1, device=device).item()  # also fails on "meta", where there are no numbers
     except (AssertionError, RuntimeError) as error:  # the first from a torch without CUDA
-        raise _ProblemError(f"--device {name}: it cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ProblemError(f"--device {name}: it cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -398,7 +392,7 @@ class _Conversation:
             if "out of memory" not in str(error):
                 raise
             hint = "fewer tiles (--max-num) or frames (--num-segments) need less"
-            raise _ProblemError(f"the device is out of memory; {hint}", exit_code=1) from error
+            raise ProblemError(f"the device is out of memory; {hint}", exit_code=1) from error
         finally:
             if self._stream.text:
                 _say("\n")
@@ -424,8 +418,8 @@ class _Conversation:
             elif name in _SLASH_COMMANDS:
                 _SLASH_COMMANDS[name][0](self, argument.strip().strip("'\""))
             else:
-                raise _ProblemError(f"unknown command {name}; there are {', '.join(_SLASH_COMMANDS)}")
-        except _ProblemError as problem:
+                raise ProblemError(f"unknown command {name}; there are {', '.join(_SLASH_COMMANDS)}")
+        except ProblemError as problem:
             _note(str(problem), style="red")
         except KeyboardInterrupt:
             if self._stream is not None:

@@ -1,25 +1,18 @@
 """The README is true: its code runs, its commands exist, its file table names what is there."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from doc_pages import commands, run_command, run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
 def test_python_blocks_run_one_after_the_other(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    namespace = {}
-    for number, block in enumerate(blocks("python")):
-        exec(compile(block, f"README.md, python block {number + 1}", "exec"), namespace)
+    namespace = run_python(README, "README.md")
     assert namespace["history"][0][0].startswith("<image>\n") and len(namespace["history"]) == 2
     assert len(namespace["responses"]) == 3 and all(namespace["responses"])
     assert namespace["stream"].text == namespace["responses"][0]
@@ -37,15 +30,9 @@ def test_two_commands_and_the_ci_script_agree():
     assert "<!-- two commands -->" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("command", re.findall(r"^internvl-chat .*$", README, flags=re.MULTILINE))
-def test_command_lines_run(command, tmp_path):
-    arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)[1:]]
-    code = "import sys; from internvl_chat.cli import main; sys.argv[0] = 'internvl-chat'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+@pytest.mark.parametrize("command", commands(README))
+def test_command_lines_run(command):
+    assert run_command(command, ROOT).strip()
 
 
 def test_every_file_of_the_table_is_there_and_every_module_is_in_it():

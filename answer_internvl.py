@@ -93,6 +93,29 @@ def add_end_tokens(model, folder_or_id, keywords: dict) -> None:
         settings.eos_token_id = stop_ids
 
 
+# Arguments of `generate` that leave the cache what it is in plain decoding.
+_HARMLESS = {"streamer", "stopping_criteria", "logits_processor", "synced_gpus"}
+# Settings that do not, with the values that ask for nothing.
+_OTHER_CACHES = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "penalty_alpha": (None, 0),
+    "dola_layers": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "prefill_chunk_size": (None,),
+    "cache_implementation": (None, "dynamic"),
+    "use_cache": (True,),
+}
+
+
+def is_plain_decoding(settings, keywords) -> bool:
+    """Whether `generate` takes one token after the other for each prompt and keeps all keys and values in a cache that
+    grows: greedy decoding and sampling do; beams, assistants and caches of fixed size or few bits do not."""
+    plain = all(getattr(settings, name, values[0]) in values for name, values in _OTHER_CACHES.items())
+    return plain and set(keywords) <= _HARMLESS
+
+
 def padding_id(tokenizer, stop_ids) -> int:
     """The id that fills rows of a batch: the tokenizer's, else an end token (it is masked, so that any id would do)."""
     if tokenizer.pad_token_id is not None:

@@ -4,12 +4,22 @@ No tensor maths here beyond putting rows into a batch: prompts come from `prompt
 `answer_internvl.py`, and the model is asked through `generate`.
 """
 
+import itertools
 import logging
 
 import torch
 
-from .answer_internvl import AnswerDecoder, AnswerStream, generation_settings, padding_id
+from .answer_internvl import AnswerDecoder, AnswerStream, generation_settings, is_plain_decoding, padding_id
+from .compat_internvl import (
+    cache_to_tuples,
+    goes_on_beside_padding,
+    keeps_every_key,
+    returns_cache,
+    rotary_limit,
+)
 from .conversation import get_conv_template
+from .features_internvl import distinct, tile_keys
+from .history_internvl import ChatHistory, Prefill, TokenRun, memory_of, model_state
 from .preprocessing_internvl import load_image
 from .prompt_internvl import (
     IMG_CONTEXT_TOKEN,
@@ -83,6 +93,7 @@ class ChatMixin:
         system_message=None,
         allow_special_tokens=False,
         vision_batch_size=None,
+        reuse=True,
     ):
         """Answers a question.
 
@@ -101,6 +112,8 @@ class ChatMixin:
             system_message: in place of the model's for this call; "" means an empty one.
             allow_special_tokens: let reserved tokens inside messages act as control tokens (not for text of strangers).
             vision_batch_size: tiles encoded at a time (see `extract_feature`).
+            reuse: compute only what is new since `history`, and let the returned history hold what the next round can
+                use (see `ChatHistory`: keys and values of all its tokens). The answer is the same without.
 
         Returns:
             The answer, or `(answer, history)`; grounding marks (`<ref>`, `<box>`) are kept in it.
@@ -113,7 +126,9 @@ class ChatMixin:
         num_patches_list = _checked_patches(pixel_values, num_patches_list)
         row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
         settings, keywords, stop_ids = generation_settings(self, tokenizer, row.conversation, generation_config)
-        output = self._ask(tokenizer, [row], pixel_values, tokens, settings, keywords, vision_batch_size)
+        output = self._ask(
+            tokenizer, [row], pixel_values, tokens, settings, keywords, vision_batch_size, reuse, keep=return_history
+        )
         answer = AnswerDecoder(tokenizer, stop_ids).feed(output[0], last=True)
         if verbose:
             logger.info("%s%s", row.conversation.get_prompt(), answer)
@@ -134,11 +149,13 @@ class ChatMixin:
         system_message=None,
         allow_special_tokens=False,
         vision_batch_size=None,
+        reuse=True,
     ) -> AnswerStream:
         """Answers a question piece by piece: iterate over the result for the text as it is generated.
 
         Arguments and errors are those of `chat`; what is wrong with them is raised here and not at the first piece.
-        `close()` on the result, or leaving it as a `with` block, ends the generation; `history` has this round.
+        `close()` on the result, or leaving it as a `with` block, ends the generation; `history` has this round, and as
+        long as the result is held, what the next round can use.
 
         Raises:
             ValueError: beside those of `chat`, a `streamer` in `generation_config`.
@@ -156,7 +173,7 @@ class ChatMixin:
         def generate(streamer, stopping_criteria):
             stopping_criteria.extend(criteria)
             extra = {**keywords, "streamer": streamer, "stopping_criteria": stopping_criteria}
-            self._ask(tokenizer, [row], pixel_values, tokens, settings, extra, vision_batch_size)
+            self._ask(tokenizer, [row], pixel_values, tokens, settings, extra, vision_batch_size, reuse, keep=True)
 
         return AnswerStream(generate, AnswerDecoder(tokenizer, stop_ids), on_finish=row.history_with)
 
@@ -179,6 +196,7 @@ class ChatMixin:
         system_message=None,
         allow_special_tokens=False,
         vision_batch_size=None,
+        reuse=True,
     ):
         """Answers several questions, each with its own images (or none) and its own history, in one batch.
 
@@ -189,6 +207,7 @@ class ChatMixin:
                 images (or frames), or 0, [] or None for a question without one. None as a whole: one tile each.
             history: None, or a list with one history (or None) a question.
             return_history: also return the list of histories.
+            reuse: as in `chat`; a batch computes as many columns as its row with the most new tokens needs.
             image_counts: old name of `num_patches_list`.
 
         Returns:
@@ -216,7 +235,9 @@ class ChatMixin:
             for question, past, patches in zip(questions, histories, per_question)
         ]
         settings, keywords, stop_ids = generation_settings(self, tokenizer, rows[0].conversation, generation_config)
-        output = self._ask(tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size)
+        output = self._ask(
+            tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size, reuse, keep=return_history
+        )
         answers = [AnswerDecoder(tokenizer, stop_ids).feed(ids, last=True) for ids in output]
         if verbose:
             for row, answer in zip(rows, answers):
@@ -248,17 +269,21 @@ class ChatMixin:
         question = place_images(question, history, len(num_patches_list))
         conversation = get_conv_template(self.template)
         conversation.set_system_message(self.system_message if system_message is None else system_message)
-        history = check_history(history)
-        for asked, answered in history:
+        pairs = check_history(history)
+        for asked, answered in pairs:
             conversation.append_message(conversation.roles[0], asked)
             conversation.append_message(conversation.roles[1], answered)
         conversation.append_message(conversation.roles[0], question)
         conversation.append_message(conversation.roles[1], None)
         ids = build_prompt(tokenizer, conversation, num_patches_list, tokens, allow_special_tokens)
-        return _Row(conversation, ids, history, question)
+        return _Row(conversation, ids, pairs, question, sum(num_patches_list), memory_of(history))
 
-    def _ask(self, tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size) -> list:
-        """Runs `generate` on the prompts, padded on the left; returns the new ids of each row as lists."""
+    @torch.no_grad()
+    def _ask(self, tokenizer, rows, pixel_values, tokens, settings, keywords, vision_batch_size, reuse, keep) -> list:
+        """Runs `generate` on the prompts, padded on the left; returns the new ids of each row as lists.
+
+        What the rows' histories hold is used if `reuse`; with `keep`, the rows then hold what the next round can use.
+        """
         width = max(len(row.input_ids) for row in rows)
         if settings.max_new_tokens is None:  # with embeddings as input, releases disagree on what `max_length` counts
             if settings.max_length <= width:
@@ -270,29 +295,62 @@ class ChatMixin:
         pad = padding_id(tokenizer, settings.eos_token_id)
         ids = torch.tensor([[pad] * (width - len(row.input_ids)) + row.input_ids for row in rows])
         mask = torch.tensor([[0] * (width - len(row.input_ids)) + [1] * len(row.input_ids) for row in rows])
+
+        image_id = token_id(tokenizer, tokens.context)
+        keys = [] if pixel_values is None else tile_keys(pixel_values)
+        ends = itertools.accumulate(row.num_tiles for row in rows)
+        runs = [
+            TokenRun(row.input_ids, tuple(keys[end - row.num_tiles : end]), image_id, tokens.per_tile)
+            for row, end in zip(rows, ends)
+        ]
+        keep = keep and reuse
+        state = model_state(self) if keep or (reuse and any(row.memory for row in rows)) else None
+        memories = [row.memory if state and row.memory and row.memory.state == state else None for row in rows]
+        llm_config = self.config.llm_config
+        grows = is_plain_decoding(settings, keywords) and keeps_every_key(llm_config)
+        goes_on = grows and (len(rows) == 1 or goes_on_beside_padding())
+        prefill = Prefill(runs, memories if goes_on else [None] * len(rows), rotary_limit(llm_config))
+
+        features = {key: feature for memory in memories if memory for key, feature in memory.features.items()}
+        first = distinct(keys)[0]
+        new_tiles = {key: first[key] for key in prefill.tiles() if key not in features}
+        if new_tiles:
+            encoded = self.extract_feature(pixel_values[list(new_tiles.values())], vision_batch_size)
+            # A history must not keep the other tiles encoded with its own.
+            features.update(zip(new_tiles, (tile.clone() for tile in encoded) if keep else encoded))
+        if keep and grows:
+            returns_cache(settings)
         output = self.generate_new_tokens(
-            pixel_values=pixel_values,
+            visual_features=prefill.visual_features(features),
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
-            img_context_token_id=token_id(tokenizer, tokens.context),
-            vision_batch_size=vision_batch_size,
+            img_context_token_id=image_id,
+            prefix_key_values=prefill.key_values(),
             **keywords,
         )
-        return getattr(output, "sequences", output).tolist()
+        answers = getattr(output, "sequences", output).tolist()
+        if keep:
+            layers = cache_to_tuples(getattr(output, "past_key_values", None) or ()) if grows else ()
+            for row, memory in zip(rows, prefill.memories(state, answers, settings.eos_token_id, layers, features)):
+                row.next_memory = memory
+        return answers
 
 
 class _Row:
     """One prompt: its conversation, its ids, and what the history becomes with the answer."""
 
-    def __init__(self, conversation, input_ids, history, question):
+    def __init__(self, conversation, input_ids, pairs, question, num_tiles, memory):
         self.conversation = conversation
         self.input_ids = input_ids
-        self._history = history
+        self.num_tiles = num_tiles
+        self.memory = memory  # of the history
+        self.next_memory = None  # of the history with the answer
+        self._pairs = pairs
         self._question = question
 
-    def history_with(self, answer: str) -> list:
-        return [*self._history, (self._question, answer)]
+    def history_with(self, answer: str) -> ChatHistory:
+        return ChatHistory([*self._pairs, (self._question, answer)], self.next_memory)
 
 
 def _checked_patches(pixel_values, num_patches_list) -> list:

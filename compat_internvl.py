@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import json
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import transformers
 
@@ -262,7 +262,9 @@ def cache_from_tuples(past_key_values):
 
 def cache_to_tuples(cache) -> tuple:
     """The way back from `cache_from_tuples`. 4.54 moved the tensors from two lists into layer objects; 5.0 removed
-    `to_legacy_cache`."""
+    `to_legacy_cache`. What is tuples already (a generation's before 4.47) stays as it is."""
+    if isinstance(cache, tuple):
+        return cache
     if hasattr(cache, "layers"):
         return tuple((layer.keys, layer.values) for layer in cache.layers)
     return tuple(zip(cache.key_cache, cache.value_cache))
@@ -279,6 +281,31 @@ def cache_capacity(cache):
         raise ValueError(f"a {type(cache).__name__} of this transformers holds a single layer: pass a DynamicCache")
     layers = getattr(cache, "layers", [cache])
     return getattr(layers[0], "max_cache_len", None) if layers else None
+
+
+def keeps_every_key(config) -> bool:
+    """Whether a language model of this configuration attends to all earlier tokens and so caches them all. Since 4.54 a
+    layer with a sliding window drops what has left it, and `layer_types` says which those are; some configurations name
+    a window that they do not use, or one as long as the longest text."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return True
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return window >= config.max_position_embeddings or all(kind == "full_attention" for kind in kinds)
+
+
+def rotary_limit(config):
+    """Tokens up to which the rotary embedding of a token is the same in a longer text, or None where that is always so.
+    Beyond it the scalings called "dynamic" and "longrope" turn all tokens anew, so that cached keys are not those of
+    the longer text. 5.0 renamed `rope_scaling` to `rope_parameters`."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind == "dynamic":
+        return config.max_position_embeddings
+    if kind in ("longrope", "su"):
+        trained = rope.get("original_max_position_embeddings")
+        return trained or getattr(config, "original_max_position_embeddings", 0)
+    return None
 
 
 # --- generation -------------------------------------------------------------------------------------------------------
@@ -317,7 +344,7 @@ def is_prefill(past_key_values, generation_inputs: dict) -> bool:
 
 
 def _prepare_inputs_for_generation(
-    self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, position_ids=None, **kwargs
+    model, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, position_ids=None, **kwargs
 ):
     """Drops the columns that the cache holds already.
 
@@ -327,16 +354,19 @@ def _prepare_inputs_for_generation(
     """
     torch = importlib.import_module("torch")
     total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+    if attention_mask is None and position_ids is not None:  # 5.x takes a mask without padding away, and counts on
+        total = position_ids.shape[1]
     past = cache_length(past_key_values)
     new = total - past
 
-    for name in ("cache_position", "is_first_iteration"):  # both follow from the cache
+    for name in ("cache_position", "is_first_iteration", "next_sequence_length"):  # they follow from the cache
         kwargs.pop(name, None)
     inputs = {"past_key_values": past_key_values, "attention_mask": attention_mask, **kwargs}
     if inputs_embeds is not None and past < inputs_embeds.shape[1]:
         inputs["inputs_embeds"] = inputs_embeds[:, -new:]
-        if not {"logits_to_keep", "num_logits_to_keep"} & set(kwargs):
-            inputs["logits_to_keep"] = 1
+        keep_name = logits_to_keep_keyword(type(model).forward)
+        if keep_name and not {"logits_to_keep", "num_logits_to_keep"} & set(kwargs):
+            inputs[keep_name] = 1
     else:
         inputs["input_ids"] = input_ids[:, -new:].contiguous()
     if position_ids is not None:  # the prompt's; each generated token is one further
@@ -357,6 +387,40 @@ def inputs_for_generation():
     shared = transformers.GenerationMixin.prepare_inputs_for_generation
     is_told = "next_sequence_length" in inspect.signature(shared).parameters
     return shared if is_told else _prepare_inputs_for_generation
+
+
+def going_on_from(prefix, language_model, attention_mask) -> tuple:
+    """How `generate` goes on from keys and values with a prompt given as embeddings: `(language model, keywords)`.
+
+    No release before those of `inputs_for_generation` can, for every model: some take the ids instead, or give the new
+    tokens wrong positions. The language model returned has the weights of the given one, which stays as it is, since
+    others may be generating with it.
+
+    Args:
+        prefix: (key, value) of each layer for the first columns.
+        attention_mask: (batch, columns), 0 for padding.
+    """
+    language_model = getattr(language_model, "_orig_mod", language_model)  # `torch.compile` would hand the next line on
+    model = copy.copy(language_model)
+    model.prepare_inputs_for_generation = partial(_prepare_inputs_for_generation, language_model)
+    positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+    return model, {"past_key_values": cache_from_tuples(prefix), "position_ids": positions}
+
+
+@cache
+def goes_on_beside_padding() -> bool:
+    """Whether a batch with padding may go on from a cache with several tokens at once. On 4.37 the masks for sdpa
+    take the padding's columns for rows of the new tokens, and uncover what those must not see."""
+    masks = importlib.import_module("transformers.modeling_attn_mask_utils").AttentionMaskConverter
+    uncover = getattr(masks, "_unmask_unattended", None)
+    return uncover is None or "attention_mask" not in inspect.signature(uncover).parameters
+
+
+def returns_cache(generation_config) -> None:
+    """Has `generate` return its cache; that as tuples, which 4.42 to 4.46 do unless told, comes with a warning."""
+    generation_config.return_dict_in_generate = True
+    if hasattr(generation_config, "return_legacy_cache"):
+        generation_config.return_legacy_cache = False
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from .chat_template_internvl import jinja_template  # noqa: F401
 from .compat_internvl import (
     collects_tied_weights,
     flash_attention_available,
+    going_on_from,
     is_initialized,
     is_prefill,
     lend_offloaded_weight,
@@ -44,6 +45,8 @@ from .configuration_intern_vit import InternVisionConfig  # noqa: F401
 from .configuration_internlm2 import InternLM2Config  # noqa: F401
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation import get_conv_template
+from .features_internvl import VISION_BATCH_SIZE, FeatureMixin  # noqa: F401
+from .history_internvl import ChatHistory  # noqa: F401
 from .image_processing_internvl import PROCESSOR_AUTO_MAP
 from .lora_internvl import ADAPTER_LAYERS, LoraMixin, without_adapters
 from .messages_internvl import render  # noqa: F401
@@ -67,6 +70,8 @@ BUNDLE_FILES = (
     "configuration_internlm2.py",
     "configuration_internvl_chat.py",
     "conversation.py",
+    "features_internvl.py",
+    "history_internvl.py",
     "image_processing_internvl.py",
     "lora_internvl.py",
     "messages_internvl.py",
@@ -87,10 +92,6 @@ AUTO_MAP = {
     **PROCESSOR_AUTO_MAP,
 }
 
-# Tiles that go through the vision tower at a time; bounds the activations of a long video. At 448 pixels and 300M
-# parameters in 16 bits, 32 tiles take about 0.6 GB of activations.
-VISION_BATCH_SIZE = 32
-
 _NEVER_QUANTIZED = ("vision_model", "mlp1", "lm_head", "output", *ADAPTER_LAYERS)
 
 
@@ -100,7 +101,7 @@ def language_model_class(config):
     return InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else transformers_class(architecture)
 
 
-class InternVLChatModel(ChatMixin, LoraMixin, PreTrainedModel, GenerationMixin):
+class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, GenerationMixin):
     """InternVL with the published interface: `chat`, `batch_chat`, `stream_chat`, `generate`, `forward`.
 
     `from_pretrained` also quantises (`load_in_8bit=`, `load_in_4bit=`) and spreads over devices (`device_map=`, see
@@ -287,62 +288,6 @@ class InternVLChatModel(ChatMixin, LoraMixin, PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
-    # --- vision -------------------------------------------------------------------------------------------------------
-
-    def pixel_shuffle(self, x: torch.Tensor, scale_factor: float = 0.5) -> torch.Tensor:
-        """Merges each square of neighbouring patches into one vector.
-
-        Args:
-            x: (tiles, width, height, channels).
-            scale_factor: 1 / r for squares of r × r patches.
-
-        Returns:
-            (tiles, width / r, height / r, channels * r²); the published `v1` swaps width and height, `v2` does not.
-        """
-        tiles, width, height, channels = x.shape
-        r = round(1 / scale_factor)
-        x = x.reshape(tiles, width // r, r, height // r, r, channels)  # (tiles, W, r, H, r, channels)
-        order = (0, 3, 1, 2, 4, 5) if self.ps_version == "v1" else (0, 1, 3, 2, 4, 5)
-        return x.permute(order).flatten(3)  # (tiles, W, H, r * r * channels)
-
-    def extract_feature(self, pixel_values: torch.Tensor, vision_batch_size: Optional[int] = None) -> torch.Tensor:
-        """Tiles to language model tokens.
-
-        Args:
-            pixel_values: (tiles, 3, height, width), normalised; moved to the tower's device and dtype.
-            vision_batch_size: tiles encoded at a time, default `VISION_BATCH_SIZE`; the result does not depend on it.
-
-        Returns:
-            (tiles, tokens a tile, LLM hidden size).
-
-        Raises:
-            ValueError: a batch size below 1, or pixels of a shape that the tower cannot take.
-        """
-        size = VISION_BATCH_SIZE if vision_batch_size is None else vision_batch_size
-        if size < 1:
-            raise ValueError(f"vision_batch_size must be at least 1, got {size}")
-        chunks = [self._project(self._for_vision(chunk)) for chunk in pixel_values.split(size, dim=0)]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-
-    def _for_vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels on the vision tower's device and in its dtype."""
-        weight = self.vision_model.embeddings.patch_embedding.weight
-        # An offloaded tower has its weights on the meta device; accelerate's hooks then move the input.
-        device = pixel_values.device if weight.device.type == "meta" else weight.device
-        return pixel_values.to(device=device, dtype=weight.dtype)
-
-    def _project(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if self.select_layer == -1:
-            patches = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        else:
-            encoded = self.vision_model(pixel_values=pixel_values, output_hidden_states=True)
-            patches = encoded.hidden_states[self.select_layer]
-        patches = patches[:, 1:]  # without the class token
-        patch = self.config.vision_config.patch_size
-        grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-        merged = self.pixel_shuffle(patches.unflatten(1, grid), scale_factor=self.downsample_ratio)
-        return self.mlp1(merged.flatten(1, 2))
-
     def merge_embeddings(self, input_ids, features=None, img_context_token_id=None) -> torch.Tensor:
         """Text embeddings with visual features in the place of the image tokens.
 
@@ -481,6 +426,7 @@ class InternVLChatModel(ChatMixin, LoraMixin, PreTrainedModel, GenerationMixin):
         output_hidden_states: Optional[bool] = None,
         img_context_token_id: Optional[int] = None,
         vision_batch_size: Optional[int] = None,
+        prefix_key_values: Optional[tuple] = None,
         **generate_kwargs,
     ):
         """Continues a prompt and returns the new tokens only, as the published code does.
@@ -493,6 +439,9 @@ class InternVLChatModel(ChatMixin, LoraMixin, PreTrainedModel, GenerationMixin):
             generation_config, generate_kwargs: as in `transformers`' `generate` of the language model.
             img_context_token_id: id of `<IMG_CONTEXT>`, default the model's.
             vision_batch_size: see `extract_feature`.
+            prefix_key_values: keys and values of the first columns of `input_ids`, a pair for each layer, both (batch,
+                heads, columns, head size), from an earlier call's cache; they are not changed. Only the other columns
+                are computed, and images are those of the image tokens there.
 
         Returns:
             (batch, new tokens) int64, or the release's output object where `return_dict_in_generate` is set.
@@ -511,18 +460,25 @@ class InternVLChatModel(ChatMixin, LoraMixin, PreTrainedModel, GenerationMixin):
             input_ids = input_ids.to(embedding_device)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        inputs_embeds = self.merge_embeddings(input_ids, visual_features, img_context_token_id)
+        past = 0 if prefix_key_values is None else prefix_key_values[0][0].shape[-2]
+        inputs_embeds = self.merge_embeddings(input_ids[:, past:], visual_features, img_context_token_id)
+        language_model = self.language_model
+        attention_mask = attention_mask.to(inputs_embeds.device)
+        if past:
+            inputs_embeds = F.pad(inputs_embeds, (0, 0, past, 0))  # one for each column; those are not looked at
+            language_model, more = going_on_from(prefix_key_values, without_adapters(language_model), attention_mask)
+            generate_kwargs.update(more)
         if output_hidden_states is not None:
             generate_kwargs["output_hidden_states"] = output_hidden_states
         invented = prompt_width_of_embeddings()  # those releases refuse to start without what is cut off below
         bos = generate_kwargs.get("bos_token_id", getattr(generation_config, "bos_token_id", None)) or 0
         if generation_config is None:
             generate_kwargs.setdefault("use_cache", True)  # a model in training may have it off
-        output = self.language_model.generate(
+        output = language_model.generate(
             # What transformers makes itself, but on the model's device, which is "meta" for an offloaded one.
             inputs=input_ids.new_full((len(input_ids), invented), bos).to(inputs_embeds.device),
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask.to(inputs_embeds.device),
+            attention_mask=attention_mask,
             generation_config=generation_config,
             **generate_kwargs,
         )

@@ -214,7 +214,10 @@ class AnswerStream:
             if isinstance(ids, BaseException):
                 self._ended = True
                 self._thread.join()
-                raise ids
+                try:
+                    raise ids
+                finally:  # else error, traceback and this frame, and with them the cache, would keep each other
+                    del ids
             piece = self._decoder.feed(ids or [], last=ids is None)
             if ids is None:
                 self._ended = True

@@ -12,6 +12,7 @@ import torch
 from .answer_internvl import AnswerDecoder, AnswerStream, generation_settings, is_plain_decoding, padding_id
 from .compat_internvl import (
     cache_to_tuples,
+    context_length,
     goes_on_beside_padding,
     keeps_every_key,
     returns_cache,
@@ -20,7 +21,7 @@ from .compat_internvl import (
 from .conversation import get_conv_template
 from .features_internvl import distinct, tile_keys
 from .history_internvl import ChatHistory, Prefill, TokenRun, memory_of, model_state
-from .preprocessing_internvl import load_image
+from .preprocessing_internvl import load_image, load_images
 from .prompt_internvl import (
     IMG_CONTEXT_TOKEN,
     IMG_END_TOKEN,
@@ -28,6 +29,7 @@ from .prompt_internvl import (
     ImageTokens,
     build_prompt,
     check_history,
+    check_length,
     place_images,
     token_id,
 )
@@ -56,12 +58,20 @@ class ChatMixin:
         Returns:
             (tiles, 3, tile size, tile size).
         """
-        config = self.config
-        options.setdefault("input_size", config.tile_size)
-        options.setdefault("min_num", config.min_dynamic_patch if config.dynamic_image_size else 1)
-        options.setdefault("max_num", config.max_dynamic_patch if config.dynamic_image_size else 1)
-        options.setdefault("use_thumbnail", config.use_thumbnail)
-        return self._for_vision(load_image(image_file, **options))
+        return self._for_vision(load_image(image_file, **self._tiling(options)))
+
+    def load_images(self, image_files, **options):
+        """Several images, read side by side (see `preprocessing_internvl.load_images`).
+
+        Args:
+            image_files: list of what `load_image` takes.
+            options: those of `load_image`, and `threads`.
+
+        Returns:
+            `(pixel_values, num_patches_list)`: (sum of tiles, 3, tile size, tile size) and the tiles of each image.
+        """
+        pixel_values, num_patches_list = load_images(image_files, **self._tiling(options))
+        return self._for_vision(pixel_values), num_patches_list
 
     def load_video(self, video_path, **options):
         """A video as the frames that this model wants (see `video_internvl.load_video`).
@@ -72,6 +82,16 @@ class ChatMixin:
         options.setdefault("input_size", self.config.tile_size)
         pixel_values, num_patches_list = load_video(video_path, **options)
         return self._for_vision(pixel_values), num_patches_list
+
+    def _tiling(self, options: dict) -> dict:
+        config = self.config
+        return {
+            "input_size": config.tile_size,
+            "min_num": config.min_dynamic_patch if config.dynamic_image_size else 1,
+            "max_num": config.max_dynamic_patch if config.dynamic_image_size else 1,
+            "use_thumbnail": config.use_thumbnail,
+            **options,
+        }
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -120,10 +140,11 @@ class ChatMixin:
 
         Raises:
             TypeError: an argument has the wrong type.
-            ValueError: an empty question, or counts that do not match; the message has both numbers.
+            ValueError: an empty question, counts that do not match, tiles of another size, or a prompt that the model's
+                context has no room for; the message has both numbers.
         """
         tokens = ImageTokens(self.num_image_token, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        num_patches_list = _checked_patches(pixel_values, num_patches_list)
+        num_patches_list = _checked_patches(pixel_values, num_patches_list, self.config)
         row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
         settings, keywords, stop_ids = generation_settings(self, tokenizer, row.conversation, generation_config)
         output = self._ask(
@@ -161,7 +182,7 @@ class ChatMixin:
             ValueError: beside those of `chat`, a `streamer` in `generation_config`.
         """
         tokens = ImageTokens(self.num_image_token, IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        num_patches_list = _checked_patches(pixel_values, num_patches_list)
+        num_patches_list = _checked_patches(pixel_values, num_patches_list, self.config)
         row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
         settings, keywords, stop_ids = generation_settings(self, tokenizer, row.conversation, generation_config)
         if "streamer" in keywords:
@@ -223,7 +244,7 @@ class ChatMixin:
         if num_patches_list is not None and image_counts is not None:
             raise ValueError("image_counts is the old name of num_patches_list: give one of them")
         num_patches_list = image_counts if num_patches_list is None else num_patches_list
-        per_question = _patches_per_question(pixel_values, num_patches_list, len(questions))
+        per_question = _patches_per_question(pixel_values, num_patches_list, len(questions), self.config)
         histories = [None] * len(questions) if history is None else list(history)
         if len(histories) != len(questions):
             raise ValueError(f"{len(histories)} histories for {len(questions)} questions")
@@ -258,14 +279,17 @@ class ChatMixin:
         allow_special_tokens=False,
     ) -> int:
         """Number of tokens of the prompt that `chat` would send for the same arguments, images included."""
-        num_patches_list = _checked_patches(pixel_values, num_patches_list)
+        num_patches_list = _checked_patches(pixel_values, num_patches_list, self.config)
         tokens = ImageTokens(self.num_image_token)
-        row = self._row(tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
-        return len(row.input_ids)
+        parts = (tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens)
+        return len(self._row(*parts, fits=False).input_ids)
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
-    def _row(self, tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens):
+    def _row(
+        self, tokenizer, question, history, num_patches_list, tokens, system_message, allow_special_tokens, fits=True
+    ):
+        """The prompt of one question; `fits` makes one that is too long for the model an error."""
         question = place_images(question, history, len(num_patches_list))
         conversation = get_conv_template(self.template)
         conversation.set_system_message(self.system_message if system_message is None else system_message)
@@ -276,6 +300,9 @@ class ChatMixin:
         conversation.append_message(conversation.roles[0], question)
         conversation.append_message(conversation.roles[1], None)
         ids = build_prompt(tokenizer, conversation, num_patches_list, tokens, allow_special_tokens)
+        if fits:
+            limit = context_length(self.config.get_text_config())
+            check_length(len(ids), limit, num_patches_list, tokens, len(pairs))
         return _Row(conversation, ids, pairs, question, sum(num_patches_list), memory_of(history))
 
     @torch.no_grad()
@@ -353,21 +380,30 @@ class _Row:
         return ChatHistory([*self._pairs, (self._question, answer)], self.next_memory)
 
 
-def _checked_patches(pixel_values, num_patches_list) -> list:
-    """Tiles of each image, checked against the pixels.
+def _checked_patches(pixel_values, num_patches_list, config) -> list:
+    """Tiles of each image, checked against the pixels, and those against the model's tiles.
 
     Raises:
-        TypeError: `pixel_values` is not a tensor.
-        ValueError: an image without tiles, or sums that differ.
+        TypeError: `pixel_values` is not a tensor of floats, `num_patches_list` not a list of integers.
+        ValueError: an image without tiles, sums that differ, or tiles of another size than the model's.
     """
     if pixel_values is not None and not torch.is_tensor(pixel_values):
         raise TypeError(f"pixel_values must be a tensor or None, got {type(pixel_values).__name__}")
-    given = 0 if pixel_values is None else pixel_values.shape[0]
+    given = 0 if pixel_values is None else pixel_values.shape[0] if pixel_values.dim() else 1
     if pixel_values is not None and given == 0:
         raise ValueError("pixel_values has no tiles: pass None for a question without images")
+    if given:
+        expected = (config.vision_config.num_channels, config.tile_size, config.tile_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(f"the model's tiles are {expected}, pixel_values is {tuple(pixel_values.shape)}")
+        if not pixel_values.is_floating_point():
+            raise TypeError(f"pixel_values must be normalised floats (see load_image), got {pixel_values.dtype}")
     if num_patches_list is None:
         return [given] if given else []
-    listed = [int(count) for count in num_patches_list]
+    try:
+        listed = [count.__index__() for count in num_patches_list]
+    except (TypeError, AttributeError):
+        raise TypeError(f"num_patches_list must be a list of integers, got {num_patches_list!r}") from None
     if any(count < 1 for count in listed):
         raise ValueError(f"every image has at least one tile, got num_patches_list={listed}")
     if sum(listed) != given:
@@ -375,10 +411,10 @@ def _checked_patches(pixel_values, num_patches_list) -> list:
     return listed
 
 
-def _patches_per_question(pixel_values, num_patches_list, num_questions) -> list:
+def _patches_per_question(pixel_values, num_patches_list, num_questions, config) -> list:
     """For each question the tiles of its images, from any of the forms that `batch_chat` takes."""
     if num_patches_list is None:
-        whole = _checked_patches(pixel_values, None)
+        whole = _checked_patches(pixel_values, None, config)
         if not whole:
             return [[] for _ in range(num_questions)]
         if num_questions == 1:
@@ -393,5 +429,5 @@ def _patches_per_question(pixel_values, num_patches_list, num_questions) -> list
     if len(entries) != num_questions:
         raise ValueError(f"num_patches_list has {len(entries)} entries for {num_questions} questions")
     lists = [list(entry) if isinstance(entry, (list, tuple)) else [entry] if entry else [] for entry in entries]
-    _checked_patches(pixel_values, [count for counts in lists for count in counts])
+    _checked_patches(pixel_values, [count for counts in lists for count in counts], config)
     return lists

@@ -376,12 +376,7 @@ class _Conversation:
     def ask(self, question) -> None:
         """Streams the answer to stdout. What came before an interruption stays in the conversation."""
         with _explained(ValueError):
-            inputs = self._inputs(question)
-            length = self._model.count_tokens(**inputs)
-            limit = self._model.config.get_text_config().max_position_embeddings
-            if length > limit:
-                _note(f"{length} tokens are more than the {limit} that the model knows: answers may be nonsense.")
-            self._stream = self._model.stream_chat(**inputs, generation_config=self._generation_config)
+            self._stream = self._model.stream_chat(**self._inputs(question), generation_config=self._generation_config)
         try:
             for piece in self._stream:
                 _say(piece)

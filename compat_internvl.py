@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 from functools import cache, lru_cache, partial
+from pathlib import Path
 
 import transformers
 
@@ -169,6 +170,28 @@ def is_initialized(tensor) -> bool:
     return getattr(tensor, "_is_hf_initialized", False)
 
 
+def safetensors_keywords(folder_or_id, keywords: dict) -> dict:
+    """Loading keywords that keep transformers from pickled weights (`pytorch_model.bin`), which can run code. It falls
+    back to them on every release where it is not told otherwise; 4.37 does so in a local folder even where it is.
+    `use_safetensors=False` asks for them.
+
+    Raises:
+        OSError: a folder with pickled weights and no others.
+    """
+    if keywords.get("use_safetensors") is not None:
+        return keywords
+    variant = f".{keywords['variant']}" if keywords.get("variant") else ""
+    folder = Path(folder_or_id or "", keywords.get("subfolder") or "")
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin")) if folder_or_id else []
+    names = (f"model{variant}.safetensors", f"model.safetensors.index{variant}.json")
+    if pickled and not any((folder / name).is_file() for name in names):
+        raise OSError(
+            f"{folder} has no {names[0]}, only {pickled[0]}: a pickle, which can run code. Pass use_safetensors=False "
+            "if you trust where it comes from"
+        )
+    return {**keywords, "use_safetensors": True}
+
+
 # Fields of the quantization configurations that name what is left alone; None asks the library for its own guess.
 _SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
@@ -207,6 +230,21 @@ def _sparing(config, skip_modules):
         if getattr(config, field, ()) is None:
             setattr(config, field, list(skip_modules))
     return config
+
+
+def context_length(config):
+    """Most tokens that a language model's configuration provides for, or None where it does not say.
+
+    Scaled rotary embeddings reach beyond `max_position_embeddings` where that is the trained length (linear, dynamic
+    and yarn scaling as published). 5.0 and later call the settings `rope_parameters`; there they may be one dictionary
+    for each type of layer, which name no such factor of the whole.
+    """
+    trained = getattr(config, "max_position_embeddings", None)
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    factor = scaling.get("factor") if isinstance(scaling, dict) else None
+    if trained is None or not factor:
+        return trained
+    return max(trained, int(factor * (scaling.get("original_max_position_embeddings") or trained)))
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import time
 import urllib.request
 from itertools import accumulate
 
@@ -24,6 +25,7 @@ _ERRORS = {"image": ImageLoadError, "video": VideoLoadError}
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 DOWNLOAD_SECONDS = 30  # without an answer
+DOWNLOAD_SECONDS_IN_ALL = 600  # a server that sends a byte now and then must not hold a caller for ever
 DOWNLOAD_BYTES = 1 << 30
 # Characters that Unicode assigns to nobody: of those that a conversation does not use, one becomes the mark.
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
@@ -128,14 +130,20 @@ def fetch(source, kind="image", allow_urls=False):
             f"{source[:200]!r} is on the web: pass allow_urls=True to have it downloaded, or a file or its bytes"
         )
     request = urllib.request.Request(source, headers={"User-Agent": "internvl_chat"})
+    content, end = bytearray(), time.monotonic() + DOWNLOAD_SECONDS_IN_ALL
     try:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
-            content = answer.read(DOWNLOAD_BYTES + 1)
+            while len(content) <= DOWNLOAD_BYTES and (piece := answer.read1(1 << 20)):
+                content += piece
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it took more than {DOWNLOAD_SECONDS_IN_ALL} seconds")
+            if len(content) <= DOWNLOAD_BYTES and answer.length:
+                raise OSError(f"the connection ended {answer.length} bytes too early")
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _ERRORS[kind](f"cannot download {source[:200]!r}: {error}") from error
     if len(content) > DOWNLOAD_BYTES:
         raise _ERRORS[kind](f"{source[:200]!r} is larger than {DOWNLOAD_BYTES} bytes")
-    return content
+    return bytes(content)
 
 
 def _decoded(payload, kind) -> bytes:

@@ -19,6 +19,7 @@ from .compat_internvl import (
     flash_attention_available,
     is_initialized,
     requested_attention,
+    safetensors_keywords,
     set_attention,
 )
 from .configuration_intern_vit import InternVisionConfig
@@ -243,6 +244,12 @@ class InternVisionModel(PreTrainedModel):
         self.embeddings = InternVisionEmbeddings(config)
         self.encoder = InternVisionEncoder(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers; pickled weights, which can run code, are read with `use_safetensors=False` only."""
+        kwargs = safetensors_keywords(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range

@@ -25,6 +25,7 @@ from .compat_internvl import (
     external_attention,
     inputs_for_generation,
     requested_attention,
+    safetensors_keywords,
     tied_weights_keys,
 )
 from .configuration_internlm2 import InternLM2Config
@@ -285,6 +286,12 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     _supports_quantized_cache = True
     _supports_static_cache = True
     _can_compile_fullgraph = True  # newer name of the line above
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers; pickled weights, which can run code, are read with `use_safetensors=False` only."""
+        kwargs = safetensors_keywords(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # Through `nn.init`: newer transformers runs this after loading too, and makes `nn.init` skip what is loaded.

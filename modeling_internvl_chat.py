@@ -35,6 +35,7 @@ from .compat_internvl import (
     quantization_keywords,
     register_for_pipeline,
     requested_attention,
+    safetensors_keywords,
     stored_tensors,
     stored_token_id,
     tied_weights_of_parts,
@@ -194,12 +195,14 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """As in transformers. `load_in_8bit=` and `load_in_4bit=` work on every release. The vision tower, the
-        projector and the head stay in full precision, unless a `quantization_config` says itself what does.
+        projector and the head stay in full precision, unless a `quantization_config` says itself what does. Weights
+        come from safetensors files; pickled ones, which can run code, are read with `use_safetensors=False` only.
 
         Raises:
+            OSError: no weights, or none but pickled ones.
             ValueError: the weights have LoRA adapters and the configuration does not, or the other way round.
         """
-        kwargs = quantization_keywords(kwargs, _NEVER_QUANTIZED)
+        kwargs = quantization_keywords(safetensors_keywords(pretrained_model_name_or_path, kwargs), _NEVER_QUANTIZED)
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -305,24 +308,28 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
         embeddings = self.get_input_embeddings()(input_ids)
         if features is None:
             return embeddings
+        features = features.reshape(-1, features.shape[-1])
+        mask = self._image_places(input_ids, features.shape[0], img_context_token_id).to(embeddings.device)
+        features = features.to(embeddings.device, embeddings.dtype)
+        if torch.is_grad_enabled():
+            return embeddings.masked_scatter(mask.unsqueeze(-1), features)
+        return embeddings.masked_scatter_(mask.unsqueeze(-1), features)  # without a second copy of a long prompt
+
+    def _image_places(self, input_ids, num_features, img_context_token_id=None) -> torch.Tensor:
+        """Where the image tokens are: (batch, length) bool. Errors of `merge_embeddings`."""
         image_id = self.img_context_token_id if img_context_token_id is None else img_context_token_id
         if image_id is None:
             raise ValueError(
                 "the id of <IMG_CONTEXT> is not known: set model.img_context_token_id, or img_context_token_id in the "
                 "configuration (chat and batch_chat take it from the tokenizer)"
             )
-        features = features.reshape(-1, features.shape[-1])
-        mask = (input_ids == image_id).to(embeddings.device)
-        expected = int(mask.sum())
-        if expected != features.shape[0]:
+        mask = input_ids == image_id
+        found = int(mask.sum())
+        if found != num_features:
             raise ValueError(
-                f"the prompt has {expected} image tokens, the images give {features.shape[0]} "
-                f"({self.num_image_token} a tile)"
+                f"the prompt has {found} image tokens, the images give {num_features} ({self.num_image_token} a tile)"
             )
-        features = features.to(embeddings.device, embeddings.dtype)
-        if torch.is_grad_enabled():
-            return embeddings.masked_scatter(mask.unsqueeze(-1), features)
-        return embeddings.masked_scatter_(mask.unsqueeze(-1), features)  # without a second copy of a long prompt
+        return mask
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
@@ -454,6 +461,9 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
         if pixel_values is not None and visual_features is not None:
             raise ValueError("give pixel_values or visual_features, not both")
         if pixel_values is not None:
+            side = self.config.vision_config.patch_size * round(1 / self.downsample_ratio)
+            if pixel_values.dim() == 4:  # counts that differ are told before the tower has run
+                self._image_places(input_ids, pixel_values[:, 0, ::side, ::side].numel(), img_context_token_id)
             visual_features = self.extract_feature(pixel_values, vision_batch_size)
         embedding_device = self.get_input_embeddings().weight.device
         if embedding_device.type != "meta":

@@ -29,6 +29,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Where Pillow itself gives up on an image (twice its MAX_IMAGE_PIXELS).
 MAX_PIXELS = 178_956_970
+# Most tiles that an image may be cut into: `max_num` comes from callers and from configurations, and the grids to
+# choose from grow with it. 1024 tiles are 262,144 tokens in most checkpoints, beyond the context of any.
+MAX_TILES = 1024
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 # EXIF orientation -> the Pillow transposition that shows the picture upright (EXIF 2.32, tag 0x0112).
@@ -42,6 +45,8 @@ _UPRIGHT = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+# PostScript is a program, which Pillow hands to another one (Ghostscript) to run: no picture for our purposes.
+_PROGRAMS = frozenset({"EPS"})
 # Modes that `convert("RGB")` clips at 255 instead of scaling.
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _FILE_KINDS = (
@@ -86,11 +91,13 @@ def candidate_grids(min_num, max_num):
     if ``min_num > 1`` and the image's aspect ratio lies exactly midway between two grids of equal area; fixed here, it
     is the order of the native transformers image processor.
 
-    Raises ValueError unless ``1 <= min_num <= max_num``, TypeError if either is no integer.
+    Raises ValueError unless ``1 <= min_num <= max_num <= MAX_TILES``, TypeError if either is no integer.
     """
     min_num, max_num = check_count("min_num", min_num), check_count("max_num", max_num)
     if min_num > max_num:
         raise ValueError(f"min_num must not exceed max_num, got min_num={min_num} and max_num={max_num}")
+    if max_num > MAX_TILES:
+        raise ValueError(f"max_num must be at most MAX_TILES={MAX_TILES}, got {max_num}")
     grids = [(i, j) for i in range(1, max_num + 1) for j in range(1, max_num // i + 1) if i * j >= min_num]
     return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
 
@@ -335,6 +342,8 @@ def _decode(source, exif_orientation, max_pixels):
         return _to_rgb(_image_from_array(source, max_pixels))
     else:
         image = Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source)
+        if image.format in _PROGRAMS:
+            raise ValueError(f"{image.format} files are programs, which are not run here")
     _check_pixels(*image.size, max_pixels)
     # Pillow 10 and later turn a TIFF upright while loading: what is left to apply is known only afterwards.
     image.load()

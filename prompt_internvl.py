@@ -91,6 +91,23 @@ def check_history(history) -> list:
     return pairs
 
 
+def check_length(length: int, limit, num_patches_list, image_tokens, num_rounds: int) -> None:
+    """Whether a prompt of `length` tokens leaves room for an answer among the `limit` (or None) that a model knows.
+
+    Raises:
+        ValueError: it does not; the message has both numbers, and where the tokens come from.
+    """
+    if limit is None or length < limit:
+        return
+    tiles = sum(num_patches_list)
+    images = image_tokens.per_tile * tiles + 2 * len(num_patches_list)
+    raise ValueError(
+        f"the prompt has {length} tokens, which leaves no room for an answer in the {limit} that the model knows: "
+        f"{images} of {len(num_patches_list)} images in {tiles} tiles, {length - images} of the text with {num_rounds} "
+        "earlier rounds. Fewer tiles (max_num=), frames (num_segments=) or rounds make it shorter"
+    )
+
+
 def build_prompt(tokenizer, conversation, num_patches_list, image_tokens, allow_special_tokens=False) -> list:
     """The token ids of a conversation.
 
@@ -168,8 +185,18 @@ def special_ids(tokenizer) -> dict:
 
 
 def reserved_tokens(tokenizer, image_tokens) -> tuple:
-    """Texts that must not be taken from a message as tokens: the special ones and those that frame an image."""
-    return tuple(sorted({*special_ids(tokenizer), image_tokens.start, image_tokens.end, image_tokens.context}))
+    """Texts that must not be taken from a message as tokens: the special ones, those that frame an image, what is
+    written like the role marks of the family (some tokenizers do not mark all of them as special), and what those are
+    called in a SentencePiece model: InternLM2's `<|im_end|>` is also its piece `[UNUSED_TOKEN_145]`."""
+    ids = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    ids = {token: number for token, number in ids.items() if token.startswith("<|") and token.endswith("|>")}
+    ids.update(special_ids(tokenizer))
+    names = {*ids, image_tokens.start, image_tokens.end, image_tokens.context}
+    pieces = getattr(tokenizer, "sp_model", None)
+    if pieces is not None:
+        size = pieces.get_piece_size()
+        names.update(pieces.id_to_piece(number) for number in ids.values() if number < size)
+    return tuple(sorted(names))
 
 
 @lru_cache(maxsize=16)

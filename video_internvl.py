@@ -38,7 +38,7 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-# Most frames that `fps=` takes from one video, unless the caller says otherwise.
+# Most frames that are taken from one video, unless the caller says otherwise.
 MAX_FRAMES = 512
 # More would cost memory, and frames decoded in vain after each seek.
 _DECODER_THREADS = 4
@@ -150,10 +150,12 @@ class _SeekMismatchError(Exception):
 
 @dataclass(frozen=True)
 class _Source:
-    """An open binary file, the name that messages use and, where there is one, the absolute path."""
+    """An open binary file, the name that messages use, the cap on its frames and, where there is one, the absolute
+    path."""
 
     file: object
     name: str
+    max_pixels: int
     path: str | None = None
 
 
@@ -226,8 +228,11 @@ class _PyAVReader:
         context = stream.codec_context
         if context is None:
             raise ValueError("the installed FFmpeg has no decoder for its video stream")
-        if context.width * context.height > MAX_PIXELS:
-            raise ValueError(f"its frames of {context.width}x{context.height} pixels are too large")
+        most = self._source.max_pixels
+        if context.width * context.height > most:
+            raise ValueError(f"its frames of {context.width}x{context.height} pixels are more than max_pixels={most}")
+        # Frames that turn out larger than the header says; FFmpeg counts with sides that are rounded up.
+        context.options = {**context.options, "max_pixels": str(most * 5 // 4 + 2**16)}
         # Decoding several frames at once is fast; one by one, a damaged file gives the same frames every time.
         stream.thread_type = "SLICE" if self._exact else "AUTO"
         context.thread_count = min(_DECODER_THREADS, os.cpu_count() or 1)
@@ -422,15 +427,16 @@ BACKENDS = {"pyav": _PyAVReader, "decord": _DecordReader, "torchcodec": _TorchCo
 
 
 @contextmanager
-def _opened(video):
+def _opened(video, max_pixels):
+    name = describe(video)
     if isinstance(video, (str, os.PathLike)):
         with open_regular_file(video, VideoLoadError) as file:
-            yield _Source(file, describe(video), os.path.abspath(os.fsdecode(video)))
+            yield _Source(file, name, max_pixels, os.path.abspath(os.fsdecode(video)))
     elif isinstance(video, (bytes, bytearray, memoryview)):
-        yield _Source(io.BytesIO(video), describe(video))
+        yield _Source(io.BytesIO(video), name, max_pixels)
     elif callable(getattr(video, "read", None)):
         seekable = getattr(video, "seekable", lambda: callable(getattr(video, "seek", None)))
-        yield _Source(video if seekable() else io.BytesIO(video.read()), describe(video))
+        yield _Source(video if seekable() else io.BytesIO(video.read()), name, max_pixels)
     else:
         raise TypeError(
             "a video must be a path, bytes, a binary file object, a list of frames or an array of shape "
@@ -451,7 +457,7 @@ def _explained(name):
         raise VideoLoadError(f"cannot read a video from {name}: {reason}") from error
 
 
-def _frames_of(video):
+def _frames_of(video, max_frames, max_pixels):
     """The frames of a video that is not a file, as RGB images; None for a file."""
     if isinstance(video, VideoFrames):
         return list(video.frames)
@@ -463,22 +469,26 @@ def _frames_of(video):
         return None
     if not video:
         raise VideoLoadError("cannot read a video from an empty list of frames")
-    return [open_image(frame) for frame in video]
+    if len(video) > max_frames:
+        raise ValueError(f"{len(video)} frames are more than max_frames={max_frames}")
+    return [open_image(frame, max_pixels=max_pixels) for frame in video]
 
 
-def _sample(video, bound, num_segments, fps, max_frames, backend, keep):
+def _sample(video, bound, num_segments, fps, max_frames, max_pixels, backend, keep):
     """Choose frames and return them as a VideoFrames whose images went through ``keep``, each different one once."""
     num_segments, max_frames = check_count("num_segments", num_segments), check_count("max_frames", max_frames)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number, got {fps!r}")
-    frames = _frames_of(video)
+    frames = _frames_of(video, max_frames, max_pixels)
     if frames is not None:
         if bound or fps is not None:
             raise ValueError(f"frames given as such have no times: bound={bound!r}, fps={fps!r} cannot apply")
         return VideoFrames([keep(frame) for frame in frames], tuple(range(len(frames))))
-    with _opened(video) as source:
+    if fps is None and num_segments > max_frames:
+        raise ValueError(f"num_segments={num_segments} is more than max_frames={max_frames}")
+    with _opened(video, max_pixels) as source:
         if not source.file.seek(0, os.SEEK_END):
             raise VideoLoadError(f"cannot read a video from {source.name}: it is empty")
         for exact in (False, True):
@@ -516,7 +526,16 @@ def _sample_file(reader_type, source, exact, bound, num_segments, fps, max_frame
 # ------------------------------------------------------------------------------------------------ public calls
 
 
-def read_frames(video_path, bound=None, num_segments=32, *, fps=None, max_frames=MAX_FRAMES, backend="pyav"):
+def read_frames(
+    video_path,
+    bound=None,
+    num_segments=32,
+    *,
+    fps=None,
+    max_frames=MAX_FRAMES,
+    max_pixels=MAX_PIXELS,
+    backend="pyav",
+):
     """Take frames from a video as upright RGB PIL images: a ``VideoFrames``.
 
     ``video_path``: a path, the bytes of a video file, a binary file object (left open), or the frames themselves as a
@@ -526,7 +545,9 @@ def read_frames(video_path, bound=None, num_segments=32, *, fps=None, max_frames
     ``bound`` (start, end) in seconds limits the choice. By default ``num_segments`` frames are spread over it as
     ``get_index`` says, as in the model cards. With ``fps`` it is instead the frames nearest to ``fps`` points of time a
     second from the start of the bound, each frame once; if they are more than ``max_frames``, so many of them, evenly
-    spaced, with a logged warning.
+    spaced, with a logged warning. More segments, or more frames given as such, than ``max_frames`` are an error.
+
+    ``max_pixels`` caps width x height of a frame, checked before decoding (with PyAV).
 
     ``backend``: ``"pyav"``, ``"decord"`` or ``"torchcodec"``. With PyAV each frame is the one asked for, also in files
     that cannot be sought in, and turned as the file says; no more than one full-size frame beside the result is held.
@@ -536,7 +557,7 @@ def read_frames(video_path, bound=None, num_segments=32, *, fps=None, max_frames
     broken, not a regular file), ValueError for wrong numbers and for a bound that is inverted or outside the video,
     TypeError for an object of another type, ImportError if the backend is not installed.
     """
-    return _sample(video_path, bound, num_segments, fps, max_frames, backend, keep=lambda image: image)
+    return _sample(video_path, bound, num_segments, fps, max_frames, max_pixels, backend, keep=lambda image: image)
 
 
 def load_video(
@@ -548,6 +569,7 @@ def load_video(
     *,
     fps=None,
     max_frames=MAX_FRAMES,
+    max_pixels=MAX_PIXELS,
     backend="pyav",
     min_num=1,
     use_thumbnail=True,
@@ -568,6 +590,6 @@ def load_video(
     def cut(image):
         return dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail, fast=fast)
 
-    tiles = _sample(video_path, bound, num_segments, fps, max_frames, backend, keep=cut).frames
+    tiles = _sample(video_path, bound, num_segments, fps, max_frames, max_pixels, backend, keep=cut).frames
     pixel_values = images_to_pixel_values([tile for frame in tiles for tile in frame], mean=mean, std=std, dtype=dtype)
     return pixel_values, [len(frame) for frame in tiles]

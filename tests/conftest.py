@@ -17,6 +17,7 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_CACHE, HF_MODULES_CACHE=os.path.join(_CACHE, "modules"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; on a busy machine spinning ones cost 4 times
 
+import no_drift  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -60,6 +61,13 @@ _MORE = {
     "InternLM2": {"bias": False, "rope_theta": 1000000.0},
 }
 _MODEL_TYPE = {"Qwen3Moe": "qwen3_moe", "GptOss": "gpt_oss"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_drifts():
+    """Every public call in every test leaves its arguments and its model as they were (see `no_drift.py`)."""
+    with pytest.MonkeyPatch.context() as monkeypatch, no_drift.nothing_drifts(monkeypatch):
+        yield
 
 
 @pytest.fixture(scope="session")

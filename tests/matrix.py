@@ -6,6 +6,7 @@ goes to the standard output and, with `--write-readme`, into README.md.
 """
 
 import argparse
+import configparser
 import importlib.metadata
 import json
 import os
@@ -26,11 +27,21 @@ FOLDER = Path.home() / ".cache" / "internvl-chat-matrix"
 BEGIN, END = "<!-- matrix -->", "<!-- end of matrix -->"
 TIMEOUT = 1800  # seconds for one release
 
+
+def lower_bounds() -> tuple:
+    """What setup.cfg allows at the least, as pins; not transformers, whose releases these are, nor torch, which is this
+    environment's."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = setup["options"]["install_requires"].split()
+    return tuple(line.replace(">=", "==") for line in lines if not line.startswith(("torch", "transformers")))
+
+
 # Older release -> what it needs and this environment has in another version, or not at all.
 _HUB_0 = ("huggingface_hub==0.36.2", "requests", "urllib3", "certifi", "charset_normalizer")
 _HUB_1 = ("huggingface_hub==1.33.0", "httpx==0.28.1", "httpcore==1.0.9", "certifi")
 PINS = {
-    "4.37.2": ("tokenizers==0.15.2", *_HUB_0),
+    "4.37.2": ("tokenizers==0.15.2", *_HUB_0, *lower_bounds()),  # the oldest of everything
     "4.40.2": ("tokenizers==0.19.1", *_HUB_0),
     "4.45.2": ("tokenizers==0.20.3", *_HUB_0),
     "4.48.3": ("tokenizers==0.21.4", *_HUB_0),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import CLIP, FRAMES, ONE, OTHER, ROOT, WIDE, assistant, prepared, user
 from PIL import Image
+from sent import watched
 
 import internvl_chat
 from internvl_chat import InternVLChatImageProcessor, InternVLChatProcessor, InternVLChatVideoProcessor
@@ -34,24 +35,7 @@ def sent(shipped_model, shipped_tokenizer):
         if video is not None:
             pixels, frames = shipped_model.load_video(video, num_segments=FRAMES)
             tiles, counts = [*tiles, pixels], [*counts, *frames]
-        seen, encoded = {}, []
-
-        def encode(pixel_values, vision_batch_size=None):  # the feature of a tile is its number
-            first = len(encoded)
-            encoded.extend(pixel_values)
-            numbers = torch.arange(first, len(encoded))[:, None, None]
-            return numbers.expand(-1, shipped_model.num_image_token, 1)
-
-        def generate(input_ids=None, attention_mask=None, visual_features=None, **rest):
-            seen.update(ids=input_ids, mask=attention_mask, pixels=None)
-            if visual_features is not None:
-                numbers = visual_features[:: shipped_model.num_image_token, 0].tolist()
-                seen["pixels"] = torch.stack([encoded[number] for number in numbers])
-            return torch.zeros(len(input_ids), 1, dtype=torch.long)
-
-        model = copy.copy(shipped_model)
-        model.extract_feature = encode
-        model.generate_new_tokens = generate
+        model, seen = watched(shipped_model)
         pixels = torch.cat(tiles) if tiles else None
         keywords.setdefault("num_patches_list", counts)
         getattr(model, method)(shipped_tokenizer, pixels, question, **keywords)

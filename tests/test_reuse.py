@@ -330,8 +330,8 @@ def test_another_model_or_other_weights(toy, tokenizer, change):
     [
         ("GptOss", {}),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}),
-        ("InternLM2", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64}),
-        ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64}),
+        ("InternLM2", {"rope_scaling": {"type": "dynamic", "factor": 8.0}, "max_position_embeddings": 64}),
+        ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 8.0}, "max_position_embeddings": 64}),
     ],
     ids=["gpt-oss", "window", "dynamic", "dynamic-llama"],
 )

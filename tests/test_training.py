@@ -16,6 +16,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from sent import watched
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -64,15 +65,9 @@ def test_same_seed_same_data(tokenizer):
     assert not torch.equal(direct[0]["tiles"][0], Batches(stage, tokenizer, 2)[0]["tiles"][0])
 
 
-def test_prompts_and_pixels_are_those_of_chat(shipped_model, shipped_tokenizer, monkeypatch):
+def test_prompts_and_pixels_are_those_of_chat(shipped_model, shipped_tokenizer):
     """The ids and the tiles that training lays out are those which `chat` sends for the same conversation."""
-    sent = {}
-
-    def generate(self, pixel_values=None, input_ids=None, **others):
-        sent.update(pixels=pixel_values, ids=input_ids[0].tolist())
-        return torch.tensor([[2]])
-
-    monkeypatch.setattr(type(shipped_model), "generate_new_tokens", generate)
+    model, sent = watched(shipped_model)
     for kind in KINDS:
         example = draw_example("prompt", kind)
         patches = num_patches(example)
@@ -81,14 +76,14 @@ def test_prompts_and_pixels_are_those_of_chat(shipped_model, shipped_tokenizer, 
             encoded = encode(shipped_tokenizer, dialogue, patches)
             *earlier, last = dialogue
             images = [load_image(render(scene), max_num=example.max_num) for scene in example.scenes]
-            shipped_model.chat(
+            model.chat(
                 shipped_tokenizer,
                 torch.cat(images) if images else None,
                 last.question,
                 history=[(turn.question, turn.answer) for turn in earlier],
                 num_patches_list=patches or None,
             )
-            assert encoded.ids[: encoded.answers[-1][0]] == sent["ids"]
+            assert encoded.ids[: encoded.answers[-1][0]] == sent["ids"][0].tolist()
             if images:
                 shown = normalized(torch.from_numpy(np.stack(tiles)))
                 assert torch.allclose(shown, sent["pixels"], atol=1e-5)

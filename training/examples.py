@@ -65,8 +65,8 @@ def draw_example(seed, kind, split="train", questions=8, simple=False) -> Exampl
 
 # How often each task is asked: what is learnt last comes most often.
 _WEIGHTS = {
-    **dict(color=1.0, shape=1.0, where=1.0, each=0.6, side=2.0, relation=0.7, exists=1.2, count=1.3, background=0.5),
-    **dict(describe=1.3, ground=0.8, text=1.8, follow_up=1.2),
+    **dict(color=0.6, shape=0.6, where=0.8, each=0.5, side=1.0, relation=1.2, exists=1.8, count=1.2, background=0.3),
+    **dict(describe=1.5, ground=1.4, text=2.4, follow_up=0.8),
 }
 _LOOK_UPS = dict(color=1, shape=1, where=2, each=2)
 

@@ -24,7 +24,10 @@ TOKENIZER_FILES = (
     *("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"),
 )
 # Files of the repository's root that do not depend on the weights.
-COMPANIONS = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja")
+COMPANIONS = (
+    *("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    "chat_template.jinja",
+)
 
 
 def newest(run) -> Path:

@@ -324,15 +324,15 @@ class ChatMixin:
         mask = torch.tensor([[0] * (width - len(row.input_ids)) + [1] * len(row.input_ids) for row in rows])
 
         image_id = token_id(tokenizer, tokens.context)
-        keys = [] if pixel_values is None else tile_keys(pixel_values)
+        keep = keep and reuse
+        state = model_state(self) if keep or (reuse and any(row.memory for row in rows)) else None
+        memories = [row.memory if state and row.memory and row.memory.state == state else None for row in rows]
+        keys = [] if pixel_values is None else tile_keys(pixel_values, lasting=state is not None)
         ends = itertools.accumulate(row.num_tiles for row in rows)
         runs = [
             TokenRun(row.input_ids, tuple(keys[end - row.num_tiles : end]), image_id, tokens.per_tile)
             for row, end in zip(rows, ends)
         ]
-        keep = keep and reuse
-        state = model_state(self) if keep or (reuse and any(row.memory for row in rows)) else None
-        memories = [row.memory if state and row.memory and row.memory.state == state else None for row in rows]
         llm_config = self.config.llm_config
         grows = is_plain_decoding(settings, keywords) and keeps_every_key(llm_config)
         goes_on = grows and (len(rows) == 1 or goes_on_beside_padding())

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from toy_inputs import SEED, pixels
 
 from internvl_chat.compat_internvl import cache_to_tuples, goes_on_beside_padding, logits_to_keep_keyword
-from internvl_chat.features_internvl import tile_keys
+from internvl_chat.features_internvl import distinct, tile_keys
 from internvl_chat.history_internvl import ChatHistory, RoundMemory, memory_of
 
 GREEDY = dict(max_new_tokens=10, do_sample=False)
@@ -546,4 +546,6 @@ def test_keys_of_tiles(dtype):
     assert keys[3] == keys[1] and keys[4] == keys[2] and len(set(keys)) == 4
     assert keys == tile_keys(tiles.clone()) == tile_keys(tiles.to(memory_format=torch.channels_last))
     assert tile_keys(tiles.flip(0)) == keys[::-1]
+    assert distinct(tile_keys(tiles, lasting=False))[1] == distinct(keys)[1] == [0, 1, 2, 1, 2, 3]
+    assert len(set(tile_keys(tiles[:3], lasting=False))) == 3
     assert set(keys).isdisjoint(tile_keys(tiles.transpose(2, 3))) and set(keys).isdisjoint(tile_keys(tiles.half()))

@@ -1,0 +1,149 @@
+"""(d) first token and tokens a second, (e) rounds of one conversation, (f) a batch of ragged questions."""
+
+import statistics
+from functools import partial
+
+import torch
+
+import internvl_chat
+from internvl_chat.prompt_internvl import ImageTokens, build_prompt
+
+from .measuring import interleaved, median_ratio, seconds
+from .models import native_model, shipped_tokenizer
+
+TOKENS = {"1B": 48, "tiny": 8}
+ROUNDS = {"1B": 10, "tiny": 3}
+QUESTION = "<image>\nWhat is in this picture, and where is it?"
+
+
+@torch.no_grad()
+def answers(machine, rounds, size, model):
+    """Milliseconds to the first token and tokens a second, ours against transformers' own InternVL over the same
+    tensors, with the share of the machine's reading rate that decoding reaches."""
+    tokenizer, native = shipped_tokenizer(), native_model(model, size)
+    counts = (1, 2) if size == "tiny" else (1, 13)
+    return [row for tiles in counts for row in _answer_rows(machine, rounds, tokenizer, model, native, tiles, size)]
+
+
+def _answer_rows(machine, rounds, tokenizer, model, native, tiles, size) -> list:
+    pixels, tokens, read = _pixels(machine, tiles), TOKENS[size], _bytes_a_token(model)
+    inputs = _native_inputs(model, tokenizer, pixels)
+
+    def ours(number):
+        model.chat(tokenizer, pixels, QUESTION, _exactly(number))
+
+    def natives(number):
+        native.generate(**inputs, **_exactly(number), pad_token_id=0, eos_token_id=None)
+
+    calls = {
+        "ours, first": lambda: ours(1),
+        "native, first": lambda: natives(1),
+        "ours, all": lambda: ours(tokens + 1),
+        "native, all": lambda: natives(tokens + 1),
+    }
+    times = interleaved(calls, rounds, machine.device)
+    decoding = {
+        name: [whole - first for whole, first in zip(times[f"{name}, all"], times[f"{name}, first"])]
+        for name in ("ours", "native")
+    }
+    rows = []
+    for name in ("native", "ours"):
+        rest = statistics.median(decoding[name])
+        rows.append(
+            {
+                "tiles": tiles,
+                "model": name,
+                "first token, ms": 1000 * statistics.median(times[f"{name}, first"]),
+                "native / this, first token": median_ratio(times["native, first"], times[f"{name}, first"]),
+                "tokens/s": tokens / rest,
+                "native / this, decoding": median_ratio(decoding["native"], decoding[name]),
+                "GB/s": tokens * read / rest / 1e9,
+                "of the reading rate": tokens * read / rest / machine.read_rate,
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def rounds_of_one(machine, rounds, size, model):
+    """Milliseconds to the first token of each round of a conversation about one large picture, with and without
+    reuse. Both continue one history each; the answers must be equal."""
+    tokenizer = shipped_tokenizer()
+    tiles = 2 if size == "tiny" else 13
+    pixels = _pixels(machine, tiles)
+    histories, times = {True: None, False: None}, {True: [], False: []}
+    for number in range(ROUNDS[size]):
+        question = QUESTION if number == 0 else f"And what is thing number {number}?"
+        for reuse, history in list(histories.items()):
+            ask = partial(model.chat, tokenizer, pixels, question, history=history, reuse=reuse)
+            times[reuse].append(seconds(partial(ask, _exactly(1)), machine.device))
+            _, histories[reuse] = ask(_exactly(8), return_history=True)
+        if histories[True] != histories[False]:
+            raise RuntimeError(f"round {number + 1}: the answers with and without reuse differ")
+    return [
+        {
+            "round": number + 1,
+            "with reuse, ms": 1000 * own,
+            "without, ms": 1000 * whole,
+            "times as fast": whole / own,
+        }
+        for number, (own, whole) in enumerate(zip(times[True], times[False]))
+    ]
+
+
+@torch.no_grad()
+def batches(machine, rounds, size, model):
+    """Questions of different lengths, every second one with a picture of one tile: one `batch_chat` against as many
+    single `chat`s."""
+    counts = (4,) if size == "tiny" else (2, 4, 8, 16)
+    return [_batch_row(machine, rounds, model, shipped_tokenizer(), count, TOKENS[size] // 2) for count in counts]
+
+
+def _batch_row(machine, rounds, model, tokenizer, count, tokens) -> dict:
+    patches = [1 - index % 2 for index in range(count)]
+    pixels = _pixels(machine, sum(patches))
+    questions = [
+        "<image>\n" * number + "Tell me about it. " * (1 + 3 * (index % 5)) for index, number in enumerate(patches)
+    ]
+
+    def together():
+        model.batch_chat(tokenizer, pixels, questions, _exactly(tokens), num_patches_list=patches)
+
+    def one_by_one():
+        for question, own in zip(questions, pixels.split(patches)):
+            model.chat(tokenizer, own if len(own) else None, question, _exactly(tokens))
+
+    times = interleaved({"batch": together, "single": one_by_one}, rounds, machine.device)
+    return {
+        "questions": count,
+        "batch, tokens/s": count * tokens / statistics.median(times["batch"]),
+        "single / batch": median_ratio(times["single"], times["batch"]),
+    }
+
+
+def _pixels(machine, tiles):
+    return torch.randn(tiles, 3, 448, 448, device=machine.device, dtype=machine.dtype)
+
+
+def _exactly(tokens) -> dict:
+    return {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+
+
+def _bytes_a_token(model) -> int:
+    """What a step of decoding reads: the language model's weights without the embedding table, of which it reads a
+    row."""
+    language_model = model.language_model
+    table = language_model.get_input_embeddings().weight
+    weights = sum(p.numel() * p.element_size() for p in language_model.parameters())
+    return weights - (
+        0 if language_model.get_output_embeddings().weight is table else table.numel() * table.element_size()
+    )
+
+
+def _native_inputs(model, tokenizer, pixels) -> dict:
+    conversation = internvl_chat.get_conv_template(model.template)
+    conversation.append_message(conversation.roles[0], QUESTION)
+    conversation.append_message(conversation.roles[1], None)
+    row = build_prompt(tokenizer, conversation, [len(pixels)], ImageTokens(model.num_image_token))
+    ids = torch.tensor([row], device=pixels.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}

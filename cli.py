@@ -9,9 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, List, Optional
@@ -23,11 +21,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import internvl_chat
-from internvl_chat import cli_convert
+from internvl_chat import cli_convert, cli_demo
 from internvl_chat.cli_convert import INTERRUPTED, ProblemError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_PLACEHOLDER = "<image>"
 # What an answer could do to the terminal that shows it: every control character but line feed and tab.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -58,7 +55,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    subcommand_metavar="[chat] [QUESTION] ... | info ... | convert ... | install ...",
+    subcommand_metavar="[chat] [QUESTION] ... | info ... | convert ... | install ... | demo ...",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -169,13 +166,15 @@ def chat(
     """
     if question is not None and not question.strip():
         raise ProblemError("the question is empty")
+    from internvl_chat.session_internvl import Session
+
     checkpoint = _checkpoint(model)
     _, tokenizer = _load_config(checkpoint)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         settings["temperature"] = temperature
     loaded = _load_model(checkpoint, device, dtype.value, seed)
-    conversation = _Conversation(loaded, tokenizer, max_num, num_segments, system, settings)
+    conversation = _Conversation(Session(loaded, tokenizer, max_num, num_segments, system, settings))
     conversation.add(image, video)
     if question is None:
         conversation.hold(checkpoint)
@@ -194,21 +193,24 @@ def info(
     """Tell what a checkpoint is and what images and videos cost, without loading its weights."""
     import torch
 
+    from internvl_chat.session_internvl import Session
+
     checkpoint = _checkpoint(model)
     config, tokenizer = _load_config(checkpoint)
     with torch.device("meta"):  # no weights, but all that there is to count
         empty = internvl_chat.InternVLChatModel(config)
     empty.tie_weights()
-    conversation = _Conversation(empty, tokenizer, max_num, num_segments)
+    conversation = _Conversation(Session(empty, tokenizer, max_num, num_segments))
     conversation.add(image, video)
     _print_facts("Model", _model_facts(checkpoint, config, tokenizer, empty))
-    if conversation.media:
+    if conversation.session.media:
         _print_facts("Prompt", _prompt_facts(config, conversation))
     _print_facts("Memory (estimate)", _memory_facts(config, empty, conversation))
 
 
 app.command()(cli_convert.convert)
 app.command()(cli_convert.install)
+app.command()(cli_demo.demo)
 
 
 # --- the checkpoint ---------------------------------------------------------------------------------------------------
@@ -294,94 +296,32 @@ def _device(name):
 # --- the conversation -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Medium:
-    """An image or a video as the model takes it, and what the user is told of it."""
-
-    kind: str
-    details: str
-    pixel_values: object  # (tiles, 3, tile size, tile size)
-    num_patches_list: list
-    placeholders: str
-
-    def __str__(self):
-        return f"{self.details}, {_counted(len(self.pixel_values), 'tile')}"
-
-
 class _Conversation:
-    """Questions, answers and the media that they are about."""
+    """A `Session` in the terminal."""
 
-    def __init__(self, model, tokenizer, max_num=None, num_segments=8, system=None, generation_config=None):
-        self.media = []
-        self._shown = 0  # so many of them belong to earlier questions, the others to the next one
-        self._history = []
-        self._stream = None
-        self._model = model
-        self._tokenizer = tokenizer
-        self._image_options = {} if max_num is None else {"max_num": max_num}
-        self._num_segments = num_segments
-        self._system = system
-        self._generation_config = generation_config
+    def __init__(self, session):
+        self.session = session
 
     def add(self, images, videos) -> None:
-        for path in images or ():
-            self.add_image(path)
-        for path in videos or ():
-            self.add_video(path)
-
-    def add_image(self, path) -> None:
         with _explained(OSError, ValueError, ImportError):
-            width, height = internvl_chat.open_image(path).size
-            tiles = self._model.load_image(path, **self._image_options)
-        details = f"{path}: {width} x {height} pixels"
-        self.media.append(_Medium("Image", details, tiles, [len(tiles)], f"{_PLACEHOLDER}\n"))
-
-    def add_video(self, path) -> None:
-        with _explained(OSError, ValueError, ImportError):
-            video = internvl_chat.read_frames(path, num_segments=self._num_segments)
-            tiles, num_patches_list = self._model.load_video(video)
-        times = f"{video.duration:.1f} s, {video.fps:g} a second"
-        details = f"{path}: {len(video)} of {video.total_frames} frames ({times})"
-        placeholders = internvl_chat.frame_prefix(len(num_patches_list))
-        self.media.append(_Medium("Video", details, tiles, num_patches_list, placeholders))
-
-    def _prefix(self) -> str:
-        """The lines that put new media before a question; they are numbered where the conversation has several."""
-        text, totals, counts = "", Counter(medium.kind for medium in self.media), Counter()
-        for index, medium in enumerate(self.media):
-            counts[medium.kind] += 1
-            if index >= self._shown:
-                if totals[medium.kind] > 1:
-                    text += f"{medium.kind}-{counts[medium.kind]}:" + (" " if medium.kind == "Image" else "\n")
-                text += medium.placeholders
-        return text
-
-    def _inputs(self, question) -> dict:
-        """Arguments of `stream_chat` and `count_tokens`."""
-        import torch
-
-        return {
-            "tokenizer": self._tokenizer,
-            "pixel_values": torch.cat([medium.pixel_values for medium in self.media]) if self.media else None,
-            "question": question if _PLACEHOLDER in question else self._prefix() + question,
-            "history": self._history,
-            "num_patches_list": [tiles for medium in self.media for tiles in medium.num_patches_list],
-            "system_message": self._system,
-        }
+            for path in images or ():
+                self.session.add_image(path)
+            for path in videos or ():
+                self.session.add_video(path)
 
     def count_tokens(self) -> int:
         """Tokens of the conversation with its new media, without a question."""
-        return self._model.count_tokens(**self._inputs(""))
+        return self.session.model.count_tokens(**self.session.inputs(""))
 
     def ask(self, question) -> None:
         """Streams the answer to stdout. What came before an interruption stays in the conversation."""
         with _explained(ValueError):
-            self._stream = self._model.stream_chat(**self._inputs(question), generation_config=self._generation_config)
+            stream = self.session.start(self.session.inputs(question))
         try:
-            for piece in self._stream:
+            for piece in stream:
                 _say(piece)
         except OSError:  # nobody reads on, as in `internvl-chat ... | head -1`
-            self._stream.close()
+            stream.close()
             raise
         except RuntimeError as error:
             if "out of memory" not in str(error):
@@ -389,9 +329,8 @@ class _Conversation:
             hint = "fewer tiles (--max-num) or frames (--num-segments) need less"
             raise ProblemError(f"the device is out of memory; {hint}", exit_code=1) from error
         finally:
-            if self._stream.text:
+            if self.session.keep():
                 _say("\n")
-                self._history, self._shown = self._stream.history, len(self.media)
 
     def hold(self, checkpoint) -> None:
         """Reads questions and commands from stdin until its end."""
@@ -417,23 +356,23 @@ class _Conversation:
         except ProblemError as problem:
             _note(str(problem), style="red")
         except KeyboardInterrupt:
-            if self._stream is not None:
-                self._stream.close()
+            self.session.stop()
             _note("Interrupted; Ctrl-D or /quit ends the conversation.")
 
     # What is between the questions; each takes the rest of its line.
 
     def show_image(self, path) -> None:
-        self.add_image(Path(path).expanduser())
-        _note(f"The next question shows {self.media[-1]}.")
+        self.add([Path(path).expanduser()], [])
+        _note(f"The next question shows {self.session.media[-1]}.")
 
     def show_video(self, path) -> None:
-        self.add_video(Path(path).expanduser())
-        _note(f"The next question shows {self.media[-1]}.")
+        self.add([], [Path(path).expanduser()])
+        _note(f"The next question shows {self.session.media[-1]}.")
 
     def reset(self, _) -> None:
-        _note(f"Forgotten: {_counted(len(self._history), 'round')}, {_counted(len(self.media), 'file')}.")
-        self.media, self._shown, self._history = [], 0, []
+        rounds, files = len(self.session.history), len(self.session.media)
+        _note(f"Forgotten: {_counted(rounds, 'round')}, {_counted(files, 'file')}.")
+        self.session.reset()
 
     def help(self, _) -> None:
         for name, (_run, argument, meaning) in _SLASH_COMMANDS.items():
@@ -479,7 +418,7 @@ def _model_facts(checkpoint, config, tokenizer, model) -> dict:
 
 def _prompt_facts(config, conversation) -> dict:
     facts = {}
-    for number, medium in enumerate(conversation.media, 1):
+    for number, medium in enumerate(conversation.session.media, 1):
         tokens = len(medium.pixel_values) * config.num_image_token
         facts[f"{medium.kind.lower()} ({number})"] = f"{medium}, {tokens:,} tokens"
     length, limit = conversation.count_tokens(), config.get_text_config().max_position_embeddings
@@ -499,8 +438,8 @@ def _memory_facts(config, model, conversation) -> dict:
         "KV cache": f"{_short(1000 * token, 1024)} for 1,000 tokens",
         "vision activations": f"{_short(tile * at_once, 1024)} for the {at_once} tiles that are encoded at a time",
     }
-    if conversation.media:
-        tiles = min(at_once, sum(len(medium.pixel_values) for medium in conversation.media))
+    if conversation.session.media:
+        tiles = min(at_once, sum(len(medium.pixel_values) for medium in conversation.session.media))
         total = weights + token * conversation.count_tokens() + tile * tiles
         facts["this prompt"] = f"{_short(total, 1024)} with the weights"
     return facts

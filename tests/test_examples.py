@@ -147,7 +147,7 @@ def test_small_scripts(runs, tmp_path):
 
 
 def test_every_script_is_run():
-    tried = {script for script, _, _ in RUNS} | {"quickstart.py", "render_media.py"}
+    tried = {script for script, _, _ in RUNS} | {"quickstart.py", "render_media.py", "batch_inference_ray.py"}
     assert tried == {path.name for path in EXAMPLES.glob("*.py")}
 
 

@@ -50,7 +50,7 @@ def demo(
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported
     try:
-        importlib.import_module("gradio")
+        importlib.import_module("gradio.blocks")  # a folder called gradio does not count
     except ImportError as error:
         raise ProblemError(f"the demo needs Gradio: pip install 'internvl_chat[demo]' ({error})") from error
     from internvl_chat import cli

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("gradio")
+pytest.importorskip("gradio.blocks")
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:

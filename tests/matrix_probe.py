@@ -150,6 +150,7 @@ class Asked:
         finally:
             del model.generate_new_tokens
         ((prompt, new),) = calls
+        new = getattr(new, "sequences", new)  # with what a history keeps, where one is asked for
         return {"ids": new.tolist(), "answer": answer, "prompt": prompt.tolist()}
 
     def describe(self, **keywords) -> dict:

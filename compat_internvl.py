@@ -277,6 +277,18 @@ def external_attention(name: str):
     return getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {}).get(name)
 
 
+def register_attention(name: str, function, masks_of: str) -> bool:
+    """Makes `function` (signature as in `external_attention`) an attention backend called `name` of the language models
+    of transformers, with the masks of the backend `masks_of`. False before 4.53, which has no register of masks."""
+    try:
+        masks = importlib.import_module("transformers.masking_utils").ALL_MASK_ATTENTION_FUNCTIONS
+    except (ImportError, AttributeError):
+        return False
+    importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS.register(name, function)
+    masks.register(name, masks[masks_of])
+    return True
+
+
 # --- key/value caches -------------------------------------------------------------------------------------------------
 
 

@@ -8,11 +8,13 @@ from typing import Optional
 
 import torch
 
-is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # what older torch lacks
+from .attention_internvl import is_compiling
 
 # Tiles that go through the vision tower at a time: as many as keep a device busy, since beyond that only the memory for
-# activations grows. At 448 pixels 8 tiles are rows of 8200 tokens.
+# activations grows. At 448 pixels 8 tiles are rows of 8200 tokens. A CPU is busy with fewer, and slower with
+# activations above 32 MiB, the size from which glibc asks the system for each of them anew.
 VISION_BATCH_SIZE = 8
+_CPU_ACTIVATION_BYTES = 24 << 20
 
 
 class FeatureMixin:
@@ -39,7 +41,8 @@ class FeatureMixin:
 
         Args:
             pixel_values: (tiles, 3, height, width), normalised; moved to the tower's device and dtype.
-            vision_batch_size: tiles encoded at a time, default `VISION_BATCH_SIZE`; the result does not depend on it.
+            vision_batch_size: tiles encoded at a time, default `VISION_BATCH_SIZE`, on a CPU as many of them as keep
+                activations small; the result does not depend on it.
 
         Returns:
             (tiles, tokens a tile, LLM hidden size).
@@ -47,7 +50,7 @@ class FeatureMixin:
         Raises:
             ValueError: a batch size below 1, or pixels of a shape that the tower cannot take.
         """
-        size = VISION_BATCH_SIZE if vision_batch_size is None else vision_batch_size
+        size = self.tiles_at_once(pixel_values) if vision_batch_size is None else vision_batch_size
         if size < 1:
             raise ValueError(f"vision_batch_size must be at least 1, got {size}")
         if len(pixel_values) > 1 and not torch.is_grad_enabled() and not is_compiling():
@@ -65,6 +68,15 @@ class FeatureMixin:
                 features = chunk.new_empty(len(pixel_values), *chunk.shape[1:])
             features[start : start + size] = chunk
         return features
+
+    def tiles_at_once(self, pixel_values: torch.Tensor) -> int:
+        """How many of `pixel_values` (tiles, 3, height, width) go through the vision tower at a time by default."""
+        weight, vision = self.vision_model.embeddings.patch_embedding.weight, self.config.vision_config
+        if weight.device.type != "cpu" or pixel_values.dim() != 4:
+            return VISION_BATCH_SIZE
+        tokens = pixel_values.shape[2] * pixel_values.shape[3] // vision.patch_size**2
+        widest = tokens * max(vision.intermediate_size, 3 * vision.hidden_size) * weight.element_size()  # of a tile
+        return min(max(_CPU_ACTIVATION_BYTES // max(widest, 1), 1), VISION_BATCH_SIZE)
 
     def _for_vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels on the vision tower's device and in its dtype."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+from .attention_internvl import attention_in_blocks, blocks_pay
 from .compat_internvl import (
     external_attention,
     flash_attention_available,
@@ -61,6 +62,8 @@ class DropPath(nn.Module):
 
 
 def _eager_attention(query, key, value, scale, dropout):
+    if blocks_pay(query):
+        return attention_in_blocks(query, key, value, scale)
     scores = (query * scale) @ key.transpose(-2, -1)  # (batch, heads, tokens, tokens)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ value).transpose(1, 2)

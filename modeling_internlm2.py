@@ -18,6 +18,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .attention_internvl import grouped_step, is_compiling, is_grouped_step
 from .compat_internvl import (
     cache_capacity,
     cache_from_tuples,
@@ -31,8 +32,7 @@ from .compat_internvl import (
 from .configuration_internlm2 import InternLM2Config
 
 logger = logging.getLogger(__name__)
-# What older torch lacks.
-is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)
+
 SDPA_TAKES_GROUPS = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")
 
 # --- rotary positions -------------------------------------------------------------------------------------------------
@@ -96,9 +96,10 @@ def _eager_attention(module, query, key, value, mask):
 
 
 def _sdpa_attention(module, query, key, value, mask):
+    if is_grouped_step(query, key):
+        return grouped_step(query, key, value, mask, module.head_dim**-0.5), None
     options = {"attn_mask": mask, "is_causal": mask is None and query.shape[2] > 1}
-    # On a CPU, copying the heads costs more than the attention of a decoding step. CUDA has no fast kernel for grouped
-    # heads under a mask.
+    # CUDA has no fast kernel for grouped heads under a mask.
     if SDPA_TAKES_GROUPS and (mask is None or query.device.type == "cpu"):
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     else:

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 # transformers before 5 copies only the files that this file itself imports when it loads remote code from a folder, so
 # that every file of the bundle is named here, also those that only a sibling uses.
 from .answer_internvl import add_end_tokens
+from .attention_internvl import GROUPED, GROUPED_IS_KNOWN
 from .chat_internvl import ChatMixin
 from .chat_template_internvl import jinja_template  # noqa: F401
 from .compat_internvl import (
@@ -64,6 +65,7 @@ logger = logging.getLogger(__name__)
 # What `save_pretrained` puts beside the weights, so that the folder loads with `trust_remote_code=True`.
 BUNDLE_FILES = (
     "answer_internvl.py",
+    "attention_internvl.py",
     "chat_internvl.py",
     "chat_template_internvl.py",
     "compat_internvl.py",
@@ -137,10 +139,11 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
     )
 
     def __init__(self, config: InternVLChatConfig, vision_model=None, language_model=None, use_flash_attn=None):
+        asked = requested_attention(config) or requested_attention(config.llm_config)
         super().__init__(config)
         config.check()  # values may have been set after the configuration was made
         llm_class = language_model_class(config.llm_config)
-        self._place_attention(llm_class, use_flash_attn)
+        self._place_attention(llm_class, use_flash_attn, asked)
         self.vision_model = InternVisionModel(config.vision_config) if vision_model is None else vision_model
         self.language_model = llm_class(config.llm_config) if language_model is None else language_model
 
@@ -163,8 +166,9 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
 
     # --- construction, loading, saving --------------------------------------------------------------------------------
 
-    def _place_attention(self, llm_class, use_flash_attn) -> None:
-        """Hands the attention backend of the whole on to the towers that were given none of their own."""
+    def _place_attention(self, llm_class, use_flash_attn, asked) -> None:
+        """Hands the attention backend of the whole on to the towers that were given none of their own. Where the caller
+        `asked` for none, a language model of transformers gets sdpa with our decoding steps for the CPU."""
         config, name = self.config, requested_attention(self.config)
         if use_flash_attn:
             if flash_attention_available():
@@ -173,6 +177,8 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
                 _warn_once("use_flash_attn=True: no flash-attn package or no CUDA device, using sdpa instead")
         # A language model without sdpa (GPT-OSS) picks its own default.
         llm_name = None if name == "sdpa" and not getattr(llm_class, "_supports_sdpa", False) else name
+        if llm_name == "sdpa" and not asked and GROUPED_IS_KNOWN and llm_class is not InternLM2ForCausalLM:
+            llm_name = GROUPED
         config.set_attention(
             vision=requested_attention(config.vision_config) or name,
             llm=requested_attention(config.llm_config) or llm_name,

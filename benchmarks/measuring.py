@@ -66,8 +66,8 @@ class Machine:
     def measure(self) -> "Machine":
         """Measures the limits, best of several."""
         kind = {"device": self.device, "dtype": self.dtype}
-        a, b = (torch.randn(_MATRIX, _MATRIX, **kind) for _ in range(2))
-        self.matrix_rate = 2 * _MATRIX**3 / self._best(lambda: a @ b)
+        a, b, product = (torch.randn(_MATRIX, _MATRIX, **kind) for _ in range(3))
+        self.matrix_rate = 2 * _MATRIX**3 / self._best(lambda: torch.mm(a, b, out=product))
         element = a.element_size()
         # Several matrices, each used once a round, so that no cache holds them.
         weights = torch.randn(_READ_BYTES // element // _MATRIX**2, _MATRIX, _MATRIX, **kind)

@@ -3,6 +3,7 @@ transformers' own tower, in TFLOP/s and as a share of the machine's matrix rate.
 
 import copy
 import statistics
+from functools import partial
 
 import torch
 from torch import nn
@@ -32,14 +33,14 @@ class PublishedAttention(nn.Module):
 def tower(machine, rounds, size, model):
     """Per number of tiles and backend: milliseconds a tile, TFLOP/s, share of the matrix rate, times native sdpa."""
     vision = SIZES[size][0]
-    towers = _towers(model.vision_model, vision)
+    towers = _towers(model, vision)
     counts = (1, 13, 64) if machine.device.type == "cuda" else (1, 4) if size == "tiny" else (1, 13)
     return [row for tiles in counts for row in _rows(towers, tiles, vision, machine, rounds)]
 
 
 def _rows(towers, tiles, vision, machine, rounds) -> list:
     pixels = torch.randn(tiles, 3, 448, 448, device=machine.device, dtype=machine.dtype)
-    calls = {name: lambda each=each: each(pixels) for name, each in towers.items()}
+    calls = {name: partial(run, pixels) for name, run in towers.items()}
     times = interleaved(calls, rounds, machine.device)
     work, rows = tiles * _operations(vision), []
     for name in towers:
@@ -57,9 +58,10 @@ def _rows(towers, tiles, vision, machine, rounds) -> list:
     return rows
 
 
-def _towers(ours, vision) -> dict:
-    """{name: function of pixels}, all but the native ones over the same tensors; time does not depend on values."""
-    towers = {}
+def _towers(model, vision) -> dict:
+    """{name: function of pixels}, all but the native ones over the same tensors; time does not depend on values. Ours
+    take as many tiles at a time as `extract_feature` gives them, the others all at once."""
+    towers, ours = {}, model.vision_model
     backends = ["eager", "sdpa"] + ["flash_attention_2"] * flash_attention_available()
     for backend in backends:
         towers[f"ours, {backend}"] = _sharing(ours, backend)
@@ -74,7 +76,13 @@ def _towers(ours, vision) -> dict:
     for layer in compiled.encoder.layers:
         layer.compile()
     towers["ours, sdpa, compiled"] = compiled
-    return {name: (lambda pixels, each=each: each(pixel_values=pixels)) for name, each in towers.items()}
+
+    def run(name, pixels):
+        at_once = model.tiles_at_once(pixels) if name.startswith("ours") else len(pixels)
+        for chunk in pixels.split(at_once):
+            towers[name](pixel_values=chunk)
+
+    return {name: partial(run, name) for name in towers}
 
 
 def _sharing(ours: InternVisionModel, backend):

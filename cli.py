@@ -6,11 +6,8 @@ that `--help` and wrong options are answered at once.
 """
 
 import os
-import re
 import sys
 import warnings
-from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, List, Optional
 
@@ -22,9 +19,20 @@ from typer.core import TyperGroup
 
 import internvl_chat
 from internvl_chat import cli_convert, cli_demo
+from internvl_chat.cli_checkpoint import (
+    Device,
+    Dtype,
+    DtypeOption,
+    Model,
+    checkpoint_of,
+    counted,
+    explained,
+    load_config,
+    load_model,
+    note,
+)
 from internvl_chat.cli_convert import INTERRUPTED, ProblemError
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # What an answer could do to the terminal that shows it: every control character but line feed and tab.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -45,7 +53,7 @@ class _Commands(TyperGroup):
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
-            _note(f"internvl-chat: {error.format_message()}", style="red")
+            note(f"internvl-chat: {error.format_message()}", style="red")
             status = error.exit_code if isinstance(error, ProblemError) else 2
         sys.exit(status or 0)
 
@@ -60,28 +68,9 @@ app = typer.Typer(
 )
 
 
-class Dtype(str, Enum):
-    """Choices of `--dtype`."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 _FILE = {"exists": True, "dir_okay": False, "readable": True, "show_default": False}
 _Images = Annotated[Optional[List[Path]], typer.Option("--image", "-i", help="An image; repeatable.", **_FILE)]
 _Videos = Annotated[Optional[List[Path]], typer.Option("--video", "-v", help="A video; repeatable.", **_FILE)]
-_Model = Annotated[
-    Optional[str],
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="FOLDER_OR_ID",
-        help="The checkpoint: a folder, or an id of the Hub.",
-        show_default="the one in the package's folder",
-    ),
-]
 _MaxNum = Annotated[
     Optional[int], typer.Option(min=1, help="Most tiles that an image is cut into.", show_default="the checkpoint's")
 ]
@@ -140,18 +129,14 @@ def chat(
     question: Annotated[Optional[str], typer.Argument(help="Asked once; without it a conversation begins.")] = None,
     image: _Images = None,
     video: _Videos = None,
-    model: _Model = None,
+    model: Model = None,
     max_num: _MaxNum = None,
     num_segments: _NumSegments = 8,
     system: Annotated[
         Optional[str], typer.Option(help="System message; may be empty.", show_default="the checkpoint's")
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps, ...; auto is the first of cuda, mps and cpu that there is.")
-    ] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own, and float32 on a cpu.")
-    ] = Dtype.auto,
+    device: Device = "auto",
+    dtype: DtypeOption = Dtype.auto,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 takes the likeliest token.")] = 0.0,
     seed: Annotated[Optional[int], typer.Option(help="Makes sampling repeatable.", show_default="random")] = None,
@@ -168,12 +153,12 @@ def chat(
         raise ProblemError("the question is empty")
     from internvl_chat.session_internvl import Session
 
-    checkpoint = _checkpoint(model)
-    _, tokenizer = _load_config(checkpoint)
+    checkpoint = checkpoint_of(model)
+    _, tokenizer = load_config(checkpoint)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         settings["temperature"] = temperature
-    loaded = _load_model(checkpoint, device, dtype.value, seed)
+    loaded = load_model(checkpoint, device, dtype.value, seed)
     conversation = _Conversation(Session(loaded, tokenizer, max_num, num_segments, system, settings))
     conversation.add(image, video)
     if question is None:
@@ -186,7 +171,7 @@ def chat(
 def info(
     image: _Images = None,
     video: _Videos = None,
-    model: _Model = None,
+    model: Model = None,
     max_num: _MaxNum = None,
     num_segments: _NumSegments = 8,
 ) -> None:
@@ -195,8 +180,8 @@ def info(
 
     from internvl_chat.session_internvl import Session
 
-    checkpoint = _checkpoint(model)
-    config, tokenizer = _load_config(checkpoint)
+    checkpoint = checkpoint_of(model)
+    config, tokenizer = load_config(checkpoint)
     with torch.device("meta"):  # no weights, but all that there is to count
         empty = internvl_chat.InternVLChatModel(config)
     empty.tie_weights()
@@ -213,86 +198,6 @@ app.command()(cli_convert.install)
 app.command()(cli_demo.demo)
 
 
-# --- the checkpoint ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _explained(*errors, subject=""):
-    """Turns errors of the libraries into one line for the user."""
-    try:
-        yield
-    except errors as error:
-        raise ProblemError(f"{subject}{error or type(error).__name__}") from error
-
-
-def _checkpoint(model) -> str:
-    """What `--model` means, as `from_pretrained` takes it."""
-    folder = Path(__file__).parent if model is None else Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return str(folder)
-    if model is None:
-        raise ProblemError("this installation has no checkpoint of its own: name one with --model FOLDER_OR_ID")
-    if folder.is_dir():
-        raise ProblemError(f"--model {model}: this folder holds no checkpoint, it has no config.json")
-    if folder.exists():
-        raise ProblemError(f"--model {model}: this is a file, not a folder or an id of the Hub")
-    if not _HUB_ID.fullmatch(model):
-        raise ProblemError(f"--model {model}: there is no such folder (and an id of the Hub has the form owner/name)")
-    return model
-
-
-def _load_config(checkpoint):
-    """Configuration and tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    # No error of these two is ours, and what a broken file makes the libraries raise is anything.
-    with _explained(Exception, subject=f"--model {checkpoint}: it cannot be loaded: "):
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        if not isinstance(config, internvl_chat.InternVLChatConfig):
-            raise ValueError(f"expected model_type 'internvl_chat' in config.json, got {config.model_type!r}")
-        return config, AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-
-
-def _load_model(checkpoint, device, dtype, seed):
-    """The model with its weights."""
-    import torch
-
-    if seed is not None:
-        torch.manual_seed(seed)
-    device = _device(device)
-    if dtype == "auto" and device.type == "cpu":
-        dtype = "float32"
-    elif dtype == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
-        dtype = "float16"  # bfloat16 came with the GPUs of capability 8
-    if sys.stderr.isatty():
-        _note(f"Loading {checkpoint} ({'own dtype' if dtype == 'auto' else dtype}, {device}) ...")
-    with _explained(Exception, subject=f"--model {checkpoint}: its weights cannot be loaded: "):
-        model, report = internvl_chat.InternVLChatModel.from_pretrained(
-            checkpoint,
-            torch_dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            low_cpu_mem_usage=True,
-            output_loading_info=True,
-        )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(f"{_counted(len(missing), 'parameter')} missing, such as {missing[0]}")
-        return model.eval().to(device)
-
-
-def _device(name):
-    import torch
-
-    if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps is not None and mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()  # also fails on "meta", where there are no numbers
-    except (AssertionError, RuntimeError) as error:  # the first from a torch without CUDA
-        raise ProblemError(f"--device {name}: it cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 # --- the conversation -------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +208,7 @@ class _Conversation:
         self.session = session
 
     def add(self, images, videos) -> None:
-        with _explained(OSError, ValueError, ImportError):
+        with explained(OSError, ValueError, ImportError):
             for path in images or ():
                 self.session.add_image(path)
             for path in videos or ():
@@ -315,7 +220,7 @@ class _Conversation:
 
     def ask(self, question) -> None:
         """Streams the answer to stdout. What came before an interruption stays in the conversation."""
-        with _explained(ValueError):
+        with explained(ValueError):
             stream = self.session.start(self.session.inputs(question))
         try:
             for piece in stream:
@@ -335,7 +240,7 @@ class _Conversation:
     def hold(self, checkpoint) -> None:
         """Reads questions and commands from stdin until its end."""
         if sys.stdin.isatty():
-            _note(f"internvl-chat {internvl_chat.__version__}, {checkpoint}. /help lists the commands, Ctrl-D quits.")
+            note(f"internvl-chat {internvl_chat.__version__}, {checkpoint}. /help lists the commands, Ctrl-D quits.")
         try:
             while True:
                 self._turn()
@@ -354,29 +259,29 @@ class _Conversation:
             else:
                 raise ProblemError(f"unknown command {name}; there are {', '.join(_SLASH_COMMANDS)}")
         except ProblemError as problem:
-            _note(str(problem), style="red")
+            note(str(problem), style="red")
         except KeyboardInterrupt:
             self.session.stop()
-            _note("Interrupted; Ctrl-D or /quit ends the conversation.")
+            note("Interrupted; Ctrl-D or /quit ends the conversation.")
 
     # What is between the questions; each takes the rest of its line.
 
     def show_image(self, path) -> None:
         self.add([Path(path).expanduser()], [])
-        _note(f"The next question shows {self.session.media[-1]}.")
+        note(f"The next question shows {self.session.media[-1]}.")
 
     def show_video(self, path) -> None:
         self.add([], [Path(path).expanduser()])
-        _note(f"The next question shows {self.session.media[-1]}.")
+        note(f"The next question shows {self.session.media[-1]}.")
 
     def reset(self, _) -> None:
         rounds, files = len(self.session.history), len(self.session.media)
-        _note(f"Forgotten: {_counted(rounds, 'round')}, {_counted(files, 'file')}.")
+        note(f"Forgotten: {counted(rounds, 'round')}, {counted(files, 'file')}.")
         self.session.reset()
 
     def help(self, _) -> None:
         for name, (_run, argument, meaning) in _SLASH_COMMANDS.items():
-            _note(f"{name} {argument}: {meaning}" if argument else f"{name}: {meaning}")
+            note(f"{name} {argument}: {meaning}" if argument else f"{name}: {meaning}")
 
     def quit(self, _) -> None:
         raise EOFError
@@ -482,10 +387,6 @@ def _print_facts(title, facts) -> None:
         typer.echo("\n".join([title, *(f"  {label}: {value}" for label, value in facts.items())]))
 
 
-def _counted(count, noun) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def _short(count, base=1000) -> str:
     """A count with a unit: of 1000 (k, M, B), or of 1024 for bytes."""
     for power, unit in ((3, "B"), (2, "M"), (1, "k")) if base == 1000 else ((3, "GiB"), (2, "MiB"), (1, "KiB")):
@@ -501,11 +402,6 @@ def _say(text) -> None:
     """Writes a piece of an answer to stdout, at once."""
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def _note(message, style="dim") -> None:
-    """Writes one line to stderr."""
-    Console(stderr=True).print(Text(" ".join(message.splitlines()), style=style), soft_wrap=True)
 
 
 def _read_line() -> str:

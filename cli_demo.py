@@ -4,10 +4,11 @@ import importlib
 import ipaddress
 import os
 import signal
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
+from internvl_chat.cli_checkpoint import Device, Dtype, DtypeOption, Model, checkpoint_of, load_config, load_model
 from internvl_chat.cli_convert import ProblemError
 
 _MIB = 2**20
@@ -25,20 +26,11 @@ def _tell(address) -> None:
 
 
 def demo(
-    model: Annotated[
-        Optional[str],
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="FOLDER_OR_ID",
-            help="The checkpoint: a folder, or an id of the Hub.",
-            show_default="the one in the package's folder",
-        ),
-    ] = None,
+    model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    device: Annotated[str, typer.Option(help="As of `internvl-chat chat`.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="As of `internvl-chat chat`.")] = "auto",
+    device: Device = "auto",
+    dtype: DtypeOption = Dtype.auto,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a visitor may ask for.")] = 1024,
     max_files: Annotated[int, typer.Option(min=1, help="Most images and videos of a conversation.")] = 16,
     max_upload: Annotated[int, typer.Option(min=1, help="Largest file, in MiB.")] = 100,
@@ -53,15 +45,12 @@ def demo(
         importlib.import_module("gradio.blocks")  # a folder called gradio does not count
     except ImportError as error:
         raise ProblemError(f"the demo needs Gradio: pip install 'internvl_chat[demo]' ({error})") from error
-    from internvl_chat import cli
     from internvl_chat.demo_internvl import Limits
     from internvl_chat.demo_page_internvl import serve
 
-    if dtype not in (known := [choice.value for choice in cli.Dtype]):
-        raise ProblemError(f"--dtype {dtype}: choices are {', '.join(known)}")
-    checkpoint = cli._checkpoint(model)
-    _, tokenizer = cli._load_config(checkpoint)
-    loaded = cli._load_model(checkpoint, device, dtype, None)
+    checkpoint = checkpoint_of(model)
+    _, tokenizer = load_config(checkpoint)
+    loaded = load_model(checkpoint, device, dtype.value, None)
     if not _is_loopback(host):
         typer.echo(f"Note: {host} is reached from other machines: whoever finds the page may use it.", err=True)
     limits = Limits(max_new_tokens=max_new_tokens, files=max_files, upload_bytes=max_upload * _MIB)

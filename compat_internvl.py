@@ -528,14 +528,19 @@ def stored_text(folder_or_id, name: str, keywords: dict):
 def stored_token_id(folder_or_id, token: str, keywords: dict):
     """Id of an added token of the tokenizer in a folder or Hub id, from its files; None where there is no such token.
     5.0 and later write the added tokens into `tokenizer.json` only. See `stored_json`."""
-    added = stored_json(folder_or_id, "added_tokens.json", keywords) or {}
-    config = stored_json(folder_or_id, "tokenizer_config.json", keywords) or {}
-    decoder = config.get("added_tokens_decoder") or {}
-    added.update({one["content"]: int(index) for index, one in decoder.items()})
-    if token not in added:  # the last resort: it is a big file
-        whole = stored_json(folder_or_id, "tokenizer.json", keywords) or {}
-        added.update({one["content"]: one["id"] for one in whole.get("added_tokens", ())})
-    return added.get(token)
+    return added_token_ids(lambda name: stored_json(folder_or_id, name, keywords), token).get(token)
+
+
+def added_token_ids(read, wanted=None) -> dict:
+    """{text: id} of the added tokens of a tokenizer, from its JSON files. `read` gives the content of one by its name,
+    None where it is missing; the big file is not asked for where the others have the token that is `wanted`."""
+    found = read("added_tokens.json") or {}
+    decoder = (read("tokenizer_config.json") or {}).get("added_tokens_decoder") or {}
+    found = {**found, **{token["content"]: int(index) for index, token in decoder.items()}}
+    if wanted is not None and wanted in found:
+        return found
+    whole = (read("tokenizer.json") or {}).get("added_tokens", ())
+    return {**{token["content"]: token["id"] for token in whole}, **found}
 
 
 def check_template_variables(tokenizer, variables: dict) -> None:

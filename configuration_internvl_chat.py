@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 from .compat_internvl import portable_config_dict, readable_config_dict, set_attention, transformers_class
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
-from .conversation import conv_template_names
+from .conversation import Conversation, conv_template_names, get_conv_template
 
 # Architecture (`llm_config.architectures[0]`) -> configuration class: ours, or the name of transformers' own.
 LLM_CONFIGS = {
@@ -199,6 +199,13 @@ class InternVLChatConfig(PretrainedConfig):
     def get_text_config(self, decoder=None, encoder=None):
         """The language model's configuration, whichever of its parts is asked for: the LLM is decoder-only."""
         return self.llm_config
+
+    def conversation(self) -> Conversation:
+        """The prompt template `template`, with `system_message` where the checkpoint has its own."""
+        conversation = get_conv_template(self.template)
+        if self.system_message is not None:
+            conversation.set_system_message(self.system_message)
+        return conversation
 
     def set_attention(self, vision, llm) -> None:
         """Sets the attention backend of each tower; None leaves it to the tower."""

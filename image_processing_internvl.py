@@ -52,12 +52,16 @@ def model_configuration(folder_or_id, keywords: dict):
     return InternVLChatConfig.from_dict(values)
 
 
+def settings_text(values: dict) -> str:
+    """Text of a processor's JSON file, which names our classes."""
+    return json.dumps({**values, "auto_map": PROCESSOR_AUTO_MAP}, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
 def write_settings(folder, name: str, values: dict) -> None:
     """Writes a processor's JSON file `name`, and beside it the code that the file names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**values, "auto_map": PROCESSOR_AUTO_MAP}, indent=2, ensure_ascii=False, sort_keys=True)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / name).write_text(settings_text(values), encoding="utf-8")
     here = Path(__file__).resolve().parent
     for file in PROCESSOR_FILES:
         if here != folder.resolve() and (here / file).is_file():
@@ -72,6 +76,14 @@ class SavedSettings:
 
     settings_file = ""
     type_key = ""
+
+    def set_pictures(self, size, image_mean, image_std, **others) -> None:
+        """Sets what all parts share, in the form in which transformers keeps it, and `others` as they are."""
+        side = square_side(size)
+        self.size = {"height": side, "width": side}
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        for name, value in others.items():
+            setattr(self, name, value)
 
     @classmethod
     def settings_names(cls) -> tuple:
@@ -117,7 +129,8 @@ class SavedSettings:
         return (part, unused) if return_unused_kwargs else part
 
     def to_dict(self) -> dict:
-        return {self.type_key: type(self).__name__, **{name: getattr(self, name) for name in self.settings_names()}}
+        settings = {name: getattr(self, name) for name in self.settings_names()}
+        return {self.type_key: type(self).__name__, **settings, "size": square_side(self.size)}
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """Writes the settings and the code; `push_to_hub` and its options as in transformers."""
@@ -205,14 +218,8 @@ class InternVLChatImageProcessor(SavedSettings, BaseImageProcessor):
         image_std=IMAGENET_STD,
     ):
         super().__init__()
-        side = square_side(size)
-        self.size = {"height": side, "width": side}
-        self.crop_to_patches = crop_to_patches
-        self.min_patches = min_patches
-        self.max_patches = max_patches
-        self.use_thumbnail = use_thumbnail
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        tiles = {"crop_to_patches": crop_to_patches, "min_patches": min_patches, "max_patches": max_patches}
+        self.set_pictures(size, image_mean, image_std, use_thumbnail=use_thumbnail, **tiles)
 
     @classmethod
     def settings_of_model(cls, config) -> dict:
@@ -226,9 +233,9 @@ class InternVLChatImageProcessor(SavedSettings, BaseImageProcessor):
 
     def to_dict(self) -> dict:
         """The settings, and those by which the CLIP class, which published files name, makes one tile of an image."""
-        side = square_side(self.size)
-        clip = {"crop_size": side, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
-        return {**clip, **super().to_dict(), "size": side}
+        own = super().to_dict()
+        clip = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
+        return {"crop_size": own["size"], **clip, **own}
 
     def _geometry(self, options: dict) -> dict:
         """Options in the words of `count_tiles`."""

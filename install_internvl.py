@@ -17,7 +17,7 @@ from .chat_template_internvl import jinja_template
 from .image_processing_internvl import PROCESSOR_FILES
 from .modeling_internvl_chat import AUTO_MAP, BUNDLE_FILES
 from .native_config_internvl import read_original
-from .native_processing_internvl import INTERNLM2_AUTO_MAP, as_json, conversation_of, processor_files, read_json
+from .native_processing_internvl import INTERNLM2_AUTO_MAP, as_json, processor_files, read_json
 
 BACKUP = "published_code"
 _MANIFEST = "installed.json"  # in the backup
@@ -146,7 +146,7 @@ def _wanted(folder: Path) -> dict:
         del llm["auto_map"]
     texts = {"config.json": _edited(folder / "config.json", values, changed)}
     if tokenizer is not None:
-        template = jinja_template(conversation_of(config.to_dict()))
+        template = jinja_template(config.conversation())
         edited = {**tokenizer, "chat_template": template}
         own, has_model = _own_tokenizer(tokenizer), (folder / "tokenizer.model").is_file()
         if own == "InternLM2Tokenizer":

@@ -46,10 +46,10 @@ from .compat_internvl import (
 from .configuration_intern_vit import InternVisionConfig  # noqa: F401
 from .configuration_internlm2 import InternLM2Config  # noqa: F401
 from .configuration_internvl_chat import InternVLChatConfig
-from .conversation import get_conv_template
+from .conversation import get_conv_template  # noqa: F401
 from .features_internvl import VISION_BATCH_SIZE, FeatureMixin  # noqa: F401
 from .history_internvl import ChatHistory  # noqa: F401
-from .image_processing_internvl import PROCESSOR_AUTO_MAP
+from .image_processing_internvl import PROCESSOR_AUTO_MAP, PROCESSOR_FILES
 from .lora_internvl import ADAPTER_LAYERS, LoraMixin, without_adapters
 from .messages_internvl import render  # noqa: F401
 from .modeling_intern_vit import InternVisionModel
@@ -64,28 +64,16 @@ logger = logging.getLogger(__name__)
 
 # What `save_pretrained` puts beside the weights, so that the folder loads with `trust_remote_code=True`.
 BUNDLE_FILES = (
+    *PROCESSOR_FILES,
     "answer_internvl.py",
     "attention_internvl.py",
     "chat_internvl.py",
-    "chat_template_internvl.py",
-    "compat_internvl.py",
-    "configuration_intern_vit.py",
-    "configuration_internlm2.py",
-    "configuration_internvl_chat.py",
-    "conversation.py",
     "features_internvl.py",
     "history_internvl.py",
-    "image_processing_internvl.py",
     "lora_internvl.py",
-    "messages_internvl.py",
     "modeling_intern_vit.py",
     "modeling_internlm2.py",
     "modeling_internvl_chat.py",
-    "preprocessing_internvl.py",
-    "processing_internvl.py",
-    "prompt_internvl.py",
-    "video_internvl.py",
-    "video_processing_internvl.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
@@ -155,9 +143,7 @@ class InternVLChatModel(ChatMixin, FeatureMixin, LoraMixin, PreTrainedModel, Gen
         self.downsample_ratio = config.downsample_ratio
         self.ps_version = config.ps_version
         self.template = config.template
-        self.conv_template = get_conv_template(config.template)
-        if config.system_message is not None:
-            self.conv_template.set_system_message(config.system_message)
+        self.conv_template = config.conversation()
         self.system_message = self.conv_template.system_message
         self.img_context_token_id = config.img_context_token_id
         self.post_init()

@@ -10,9 +10,10 @@ from pathlib import Path
 import transformers
 
 from .chat_template_internvl import jinja_template
+from .compat_internvl import added_token_ids
 from .configuration_internvl_chat import InternVLChatConfig
-from .conversation import Conversation, get_conv_template
-from .image_processing_internvl import PROCESSOR_AUTO_MAP, InternVLChatImageProcessor
+from .conversation import Conversation
+from .image_processing_internvl import InternVLChatImageProcessor, settings_text
 from .native_config_internvl import native_tiles, read_original
 from .preprocessing_internvl import IMAGENET_MEAN, IMAGENET_STD
 from .processing_internvl import SETTINGS_FILE, InternVLChatProcessor
@@ -73,14 +74,7 @@ def as_json(values) -> str:
 
 def token_ids(folder) -> dict:
     """Id of each added token of a tokenizer, {text: id}, from its files, without making one."""
-    folder, found = Path(folder), {}
-    config = read_json(folder / "tokenizer_config.json") or {}
-    whole = read_json(folder / "tokenizer.json") or {}
-    found.update({token["content"]: token["id"] for token in whole.get("added_tokens", ())})
-    found.update(read_json(folder / "added_tokens.json") or {})
-    decoder = config.get("added_tokens_decoder") or {}
-    found.update({token["content"]: int(index) for index, token in decoder.items()})
-    return found
+    return added_token_ids(lambda name: read_json(Path(folder) / name))
 
 
 def image_token_id(folder, config: InternVLChatConfig) -> int:
@@ -93,18 +87,6 @@ def image_token_id(folder, config: InternVLChatConfig) -> int:
     if found is None:
         raise ValueError(f"{folder} has no tokenizer with <IMG_CONTEXT> and no img_context_token_id in config.json")
     return found
-
-
-def conversation_of(values: dict) -> Conversation:
-    """The prompt template of a checkpoint, from the content of its `config.json`: `template`, `system_message`.
-
-    Raises:
-        ValueError: no template has that name.
-    """
-    conversation = get_conv_template(values["template"])
-    if values.get("system_message") is not None:
-        conversation.set_system_message(values["system_message"])
-    return conversation
 
 
 def native_template(conversation: Conversation) -> str:
@@ -134,7 +116,7 @@ def native_files(folder, config: InternVLChatConfig) -> tuple:
     folder = Path(folder)
     names = ("generation_config", *_PROCESSOR_FILES)
     record = {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").is_file()}
-    conversation = conversation_of(config.to_dict())
+    conversation = config.conversation()
     files = {"generation_config.json": as_json(_native_generation(folder, record, conversation, config))}
     tokenizer = read_json(folder / "tokenizer_config.json")
     if tokenizer is None:
@@ -263,7 +245,7 @@ def original_files(folder, record: dict, values: dict) -> dict:
     changed.update(before)
     template = record.get("chat_template")
     if not record:
-        template = changed["chat_template"] = jinja_template(conversation_of(values))
+        template = changed["chat_template"] = jinja_template(read_original(values).conversation())
     if template is not None:
         files["chat_template.jinja"] = template
     files["tokenizer_config.json"] = as_json(dict(sorted(changed.items())))
@@ -274,8 +256,5 @@ def processor_files(config: InternVLChatConfig) -> dict:
     """The files of our processor in an original folder, {name: text}: `AutoProcessor` finds it by them."""
     parts = [cls(**cls.settings_of_model(config)) for cls in (InternVLChatImageProcessor, InternVLChatVideoProcessor)]
     settings = {part.settings_file: part.to_dict() for part in parts}
-    settings[SETTINGS_FILE] = {
-        "image_seq_length": config.num_image_token,
-        "processor_class": InternVLChatProcessor.__name__,
-    }
-    return {name: as_json({**values, "auto_map": PROCESSOR_AUTO_MAP}) for name, values in settings.items()}
+    settings[SETTINGS_FILE] = InternVLChatProcessor.settings(config.num_image_token)
+    return {name: settings_text(values) for name, values in settings.items()}

@@ -18,7 +18,7 @@ from .compat_internvl import multimodal_token_counts, processor_bases, stored_js
 from .configuration_intern_vit import InternVisionConfig  # noqa: F401
 from .configuration_internlm2 import InternLM2Config  # noqa: F401
 from .configuration_internvl_chat import InternVLChatConfig  # noqa: F401
-from .conversation import get_conv_template
+from .conversation import get_conv_template  # noqa: F401
 from .image_processing_internvl import (
     InternVLChatImageProcessor,
     flat_list,
@@ -129,10 +129,7 @@ class InternVLChatProcessor(ProcessorMixin):
             )
         template = stored_text(pretrained_model_name_or_path, TEMPLATE_FILE, kwargs) if is_ours else None
         if template is None and config is not None:  # published ones do not all say the same as their `chat`
-            conversation = get_conv_template(config.template)
-            if config.system_message is not None:
-                conversation.set_system_message(config.system_message)
-            template = jinja_template(conversation)
+            template = jinja_template(config.conversation())
         for_tokenizer = {name: kwargs[name] for name in _FOR_TOKENIZER if kwargs.get(name) is not None}
         for_tokenizer.setdefault("padding_side", "left")  # `pipeline` with a batch size pads by the tokenizer's side
         wants_unused = kwargs.pop("return_unused_kwargs", False)
@@ -150,7 +147,12 @@ class InternVLChatProcessor(ProcessorMixin):
 
     def to_dict(self, legacy_serialization=True) -> dict:
         """The settings beside those of the parts. transformers passes `legacy_serialization`; it changes nothing."""
-        return {"processor_class": type(self).__name__, "image_seq_length": self.image_seq_length}
+        return self.settings(self.image_seq_length)
+
+    @classmethod
+    def settings(cls, image_seq_length: int) -> dict:
+        """What `to_dict` says of a processor of that length."""
+        return {"processor_class": cls.__name__, "image_seq_length": image_seq_length}
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """Writes tokenizer, settings, chat template and code, in files that every release reads; returns their paths.

@@ -59,22 +59,13 @@ class InternVLChatVideoProcessor(SavedSettings, BaseVideoProcessor):
         image_std=IMAGENET_STD,
     ):
         # The base class's own `__init__` sets the attributes of another image path.
-        side = square_side(size)
-        self.size = {"height": side, "width": side}
-        self.num_frames = num_frames
-        self.fps = fps
-        self.do_sample_frames = do_sample_frames
-        self.max_patches = max_patches
-        self.use_thumbnail = use_thumbnail
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        frames = {"num_frames": num_frames, "fps": fps, "do_sample_frames": do_sample_frames}
+        tiles = {"max_patches": max_patches, "use_thumbnail": use_thumbnail}
+        self.set_pictures(size, image_mean, image_std, **frames, **tiles)
 
     @classmethod
     def settings_of_model(cls, config) -> dict:
         return {"size": config.tile_size}
-
-    def to_dict(self) -> dict:
-        return {**super().to_dict(), "size": square_side(self.size)}
 
     def tiles(self, video, **options):
         """One video as `(pixel_values, num_patches_list)`: (tiles, 3, size, size) float32 and the tiles of each frame.

@@ -12,6 +12,7 @@ from pathlib import Path
 FRAMES = 4
 SETTINGS = {"max_new_tokens": 48, "do_sample": False}
 DESCRIBE = "Please describe the image."
+CLIENTS, PICTURES = (1, 4, 16), 48
 
 
 def jpeg_frames(examples: Path) -> list:
@@ -28,7 +29,34 @@ def jpeg_frames(examples: Path) -> list:
     return files
 
 
-def expect(folder: Path, target: Path) -> None:
+def numbered(picture: bytes) -> list:
+    """Pictures for measuring: each differs from the others by a number in a corner, so that no cache helps."""
+    from PIL import Image, ImageDraw
+
+    files = []
+    for number in range(PICTURES):
+        image = Image.open(io.BytesIO(picture)).convert("RGB")
+        ImageDraw.Draw(image).text((4, 4), str(number), fill="white")
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=95)
+        files.append(buffer.getvalue())
+    return files
+
+
+def measured(name: str, answer_all) -> None:
+    """Prints what `answer_all(clients)` manages, which answers all pictures and returns the tokens of its answers."""
+    for clients in CLIENTS:
+        began = time.monotonic()
+        tokens = answer_all(clients)
+        seconds = time.monotonic() - began
+        print(
+            f"{name}, {clients} at a time: {PICTURES / seconds:.2f} answers a second, {tokens / seconds:.1f} tokens a "
+            "second",
+            flush=True,
+        )
+
+
+def expect(folder: Path, target: Path, benchmark: bool) -> None:
     """Answers of `model.chat`, with what the server is to be asked."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -81,7 +109,23 @@ def expect(folder: Path, target: Path) -> None:
     cases["video file"] = ([{"role": "user", "content": shown}], None)
     for name, (_, answer) in cases.items():
         print(f"{name}: {answer}")
-    target.write_text(json.dumps(cases))
+    pictures = numbered(one) if benchmark else []
+    shown = [[{"role": "user", "content": [image(file), words(DESCRIBE)]}] for file in pictures]
+    target.write_text(json.dumps({"cases": cases, "pictures": shown}))
+    if not benchmark:
+        return
+
+    def in_process(at_once):
+        answers = []
+        for start in range(0, PICTURES, at_once):
+            tiles = [model.load_image(file) for file in pictures[start : start + at_once]]
+            counts = [len(tile) for tile in tiles]
+            questions = [f"<image>\n{DESCRIBE}"] * len(tiles)
+            answers += model.batch_chat(tokenizer, torch.cat(tiles), questions, SETTINGS, num_patches_list=counts)
+        return sum(len(tokenizer(answer).input_ids) + 1 for answer in answers)
+
+    in_process(1)  # to warm up
+    measured("batch_chat in this process", in_process)
 
 
 def ask(address: str, expected: Path, server: int, model: str, images_only: bool, benchmark: bool) -> None:
@@ -93,7 +137,8 @@ def ask(address: str, expected: Path, server: int, model: str, images_only: bool
 
     client = openai.OpenAI(base_url=address, api_key="none", timeout=300, max_retries=0)
     wait_for(client, server)
-    cases = json.loads(expected.read_text())
+    stored = json.loads(expected.read_text())
+    cases = stored["cases"]
     if images_only:
         cases = {name: case for name, case in cases.items() if not name.startswith("video")}
 
@@ -140,15 +185,13 @@ def ask(address: str, expected: Path, server: int, model: str, images_only: bool
             assert result.choices[0].message.content.strip() == cases[name][1], name
     print(f"{len(names)} questions by 8 clients: all as expected")
     if benchmark:
-        messages = cases["one image"][0]
-        for clients in (1, 4, 16):
+        shown = stored["pictures"]
+
+        def served(clients):
             with ThreadPoolExecutor(clients) as pool:
-                began = time.monotonic()
-                tokens = sum(
-                    result.usage.completion_tokens for result in pool.map(lambda _: answer(messages), range(48))
-                )
-                seconds = time.monotonic() - began
-            print(f"{clients} clients: {48 / seconds:.2f} answers a second, {tokens / seconds:.1f} tokens a second")
+                return sum(result.usage.completion_tokens for result in pool.map(answer, shown))
+
+        measured("clients of the server", served)
 
 
 def wait_for(client, server: int, seconds=900) -> None:
@@ -177,6 +220,7 @@ if __name__ == "__main__":
     first = commands.add_parser("expect")
     first.add_argument("folder", type=Path)
     first.add_argument("target", type=Path)
+    first.add_argument("--benchmark", action="store_true")
     second = commands.add_parser("ask")
     second.add_argument("address")
     second.add_argument("expected", type=Path)
@@ -186,6 +230,6 @@ if __name__ == "__main__":
     second.add_argument("--benchmark", action="store_true")
     given = parser.parse_args()
     if given.command == "expect":
-        expect(given.folder, given.target)
+        expect(given.folder, given.target, given.benchmark)
     else:
         ask(given.address, given.expected, given.server, given.model, given.images_only, given.benchmark)

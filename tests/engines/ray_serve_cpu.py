@@ -67,7 +67,7 @@ def main(folder: Path, expected: Path) -> None:
     import openai
     import ray
 
-    cases = json.loads(expected.read_text())
+    cases = json.loads(expected.read_text())["cases"]
     names = ["text", "one image", "two images", "two rounds"]
     port, others = free_port(), replicas()
     start(folder, port)

@@ -5,7 +5,8 @@
 # Run: bash tests/engines/vllm_cpu.sh [one] [data] [tensor]     (all three without arguments)
 #
 # Makes its own virtual environment (VLLM_VENV, 6 GB; kept if it is named, else deleted at the end). Not part of the
-# test suite: `.ci/run` runs it where INTERNVL_CHAT_ENGINES is set. BENCHMARK=1 adds times for 1, 4 and 16 clients.
+# test suite: `.ci/run` runs it where INTERNVL_CHAT_ENGINES is set. BENCHMARK=1 adds times for 1, 4 and 16 clients,
+# and for `batch_chat` on as many questions.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -39,7 +40,7 @@ export VLLM_HOST_IP=127.0.0.1 GLOO_SOCKET_IFNAME=lo
 export PYTHONPATH=
 
 echo "== what model.chat answers =="
-"$venv/bin/python" "$root/tests/engines/client.py" expect "$root" "$work/expected.json"
+"$venv/bin/python" "$root/tests/engines/client.py" expect "$root" "$work/expected.json" ${BENCHMARK:+--benchmark}
 
 declare -A options=([one]="" [data]="--data-parallel-size 2" [tensor]="--tensor-parallel-size 2")
 [ $# -gt 0 ] || set -- one data tensor

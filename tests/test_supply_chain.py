@@ -22,19 +22,20 @@ MODULES = sorted(path.name for path in ROOT.glob("*.py"))
 
 # Every file of the package: a new one is meant, and so is listed here and in the README.
 SHIPPED = """
-__init__.py answer_internvl.py attention_internvl.py chat_internvl.py chat_template_internvl.py cli.py cli_checkpoint.py
-cli_convert.py cli_demo.py compat_internvl.py configuration_intern_vit.py configuration_internlm2.py configuration_internvl_chat.py
-conversation.py convert_internvl.py demo_internvl.py demo_page_internvl.py demo_texts_internvl.py
-device_map_internvl.py features_internvl.py history_internvl.py image_processing_internvl.py install_internvl.py
-lora_internvl.py messages_internvl.py modeling_intern_vit.py modeling_internlm2.py modeling_internvl_chat.py
-native_config_internvl.py native_processing_internvl.py native_tensors_internvl.py preprocessing_internvl.py
-processing_internvl.py prompt_internvl.py registration_internvl.py session_internvl.py tensor_files_internvl.py
-tokenization_internlm2.py tokenizer_json_internvl.py video_internvl.py video_processing_internvl.py
+__init__.py answer_internvl.py attention_internvl.py chat_internvl.py chat_template_internvl.py cli.py
+cli_checkpoint.py cli_convert.py cli_demo.py compat_internvl.py configuration_intern_vit.py configuration_internlm2.py
+configuration_internvl_chat.py conversation.py convert_internvl.py demo_internvl.py demo_page_internvl.py
+demo_texts_internvl.py device_map_internvl.py features_internvl.py history_internvl.py image_processing_internvl.py
+install_internvl.py lora_internvl.py messages_internvl.py modeling_intern_vit.py modeling_internlm2.py
+modeling_internvl_chat.py native_config_internvl.py native_processing_internvl.py native_tensors_internvl.py
+preprocessing_internvl.py processing_internvl.py prompt_internvl.py registration_internvl.py session_internvl.py
+tensor_files_internvl.py tokenization_internlm2.py tokenizer_json_internvl.py video_internvl.py
+video_processing_internvl.py
 """.split()
 # Those that a saved model brings along, beside its own configuration and weights.
 PACKAGE_ONLY = """
-__init__.py cli.py cli_checkpoint.py cli_convert.py cli_demo.py convert_internvl.py demo_internvl.py demo_page_internvl.py
-demo_texts_internvl.py device_map_internvl.py install_internvl.py native_config_internvl.py
+__init__.py cli.py cli_checkpoint.py cli_convert.py cli_demo.py convert_internvl.py demo_internvl.py
+demo_page_internvl.py demo_texts_internvl.py device_map_internvl.py install_internvl.py native_config_internvl.py
 native_processing_internvl.py native_tensors_internvl.py registration_internvl.py session_internvl.py
 tensor_files_internvl.py tokenization_internlm2.py tokenizer_json_internvl.py
 """.split()

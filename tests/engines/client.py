@@ -128,6 +128,24 @@ def expect(folder: Path, target: Path, benchmark: bool) -> None:
     measured("batch_chat in this process", in_process)
 
 
+def publish(folder: Path, target: Path) -> None:
+    """Makes `target` a checkpoint as published (code that must not run, neither chat template nor processor), and
+    installs ours there."""
+    from internvl_chat.install_internvl import install
+
+    for name in ("config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            (target / name).write_bytes((folder / name).read_bytes())
+    for name in ("configuration_internvl_chat.py", "modeling_internvl_chat.py", "conversation.py"):
+        (target / name).write_text("raise RuntimeError('the published code was run')\n")
+    print("\n".join(install(target)))
+
+
 def ask(address: str, expected: Path, server: int, model: str, images_only: bool, benchmark: bool) -> None:
     """The same through the server, and what it must refuse. AssertionError where something is not as expected.
 
@@ -221,6 +239,9 @@ if __name__ == "__main__":
     first.add_argument("folder", type=Path)
     first.add_argument("target", type=Path)
     first.add_argument("--benchmark", action="store_true")
+    published = commands.add_parser("publish")
+    published.add_argument("folder", type=Path)
+    published.add_argument("target", type=Path)
     second = commands.add_parser("ask")
     second.add_argument("address")
     second.add_argument("expected", type=Path)
@@ -231,5 +252,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.command == "expect":
         expect(given.folder, given.target, given.benchmark)
+    elif given.command == "publish":
+        publish(given.folder, given.target)
     else:
         ask(given.address, given.expected, given.server, given.model, given.images_only, given.benchmark)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # vLLM on this folder, with real clients: a server on loopback, asked by the `openai` client; its greedy answers must be
-# those of `model.chat`. Once with one process, once with data parallel 2, once with tensor parallel 2.
+# those of `model.chat`. Once with one process, once with data parallel 2, once with tensor parallel 2, and once on a
+# folder as published (its own code, no chat template, no processor) after `internvl-chat install`.
 #
-# Run: bash tests/engines/vllm_cpu.sh [one] [data] [tensor]     (all three without arguments)
+# Run: bash tests/engines/vllm_cpu.sh [one] [data] [tensor] [installed]     (all four without arguments)
 #
 # Makes its own virtual environment (VLLM_VENV, 6 GB; kept if it is named, else deleted at the end). Not part of the
 # test suite: `.ci/run` runs it where INTERNVL_CHAT_ENGINES is set. BENCHMARK=1 adds times for 1, 4 and 16 clients,
@@ -42,15 +43,20 @@ export PYTHONPATH=
 echo "== what model.chat answers =="
 "$venv/bin/python" "$root/tests/engines/client.py" expect "$root" "$work/expected.json" ${BENCHMARK:+--benchmark}
 
-declare -A options=([one]="" [data]="--data-parallel-size 2" [tensor]="--tensor-parallel-size 2")
-[ $# -gt 0 ] || set -- one data tensor
+mkdir "$work/published" "$work/packages"
+ln -s "$root" "$work/packages/internvl_chat"
+PYTHONPATH="$work/packages" "$venv/bin/python" "$root/tests/engines/client.py" publish "$root" "$work/published"
+
+declare -A options=([one]="" [data]="--data-parallel-size 2" [tensor]="--tensor-parallel-size 2" [installed]="")
+declare -A folders=([one]=$root [data]=$root [tensor]=$root [installed]="$work/published")
+[ $# -gt 0 ] || set -- one data tensor installed
 # Two workers share the one NUMA node of a small machine only if they are told which core is whose.
-declare -A cores=([one]=auto [data]=auto [tensor]="0|1")
+declare -A cores=([one]=auto [data]=auto [tensor]="0|1" [installed]=auto)
 for mode in "$@"; do
   port=$("$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
   echo "== vLLM, $mode =="
   # shellcheck disable=SC2086
-  VLLM_CPU_OMP_THREADS_BIND=${cores[$mode]} setsid "$venv/bin/vllm" serve "$root" --host 127.0.0.1 --port "$port" --served-model-name internvl-chat \
+  VLLM_CPU_OMP_THREADS_BIND=${cores[$mode]} setsid "$venv/bin/vllm" serve "${folders[$mode]}" --host 127.0.0.1 --port "$port" --served-model-name internvl-chat \
     --trust-remote-code --dtype float32 --max-model-len 4096 --max-num-seqs 16 --enforce-eager \
     --limit-mm-per-prompt '{"image": 4, "video": 1}' --allowed-media-domains none.invalid \
     ${options[$mode]} >"$work/$mode.log" 2>&1 &

@@ -79,7 +79,7 @@ class Preset:
 _EVERYTHING = dict(single=10, tiles=0.7, small=0.7, document=1, pair=2, later=1, video=1, text=0.6)
 _PICTURES = dict(single=8, tiles=0.5, small=0.5, document=1)
 _FEW_PICTURES = dict(single=12, pair=1, later=0.5, text=0.3)
-_ALL_KINDS = dict(single=10, pair=1.2, later=0.4, video=0.6, tiles=0.3, small=0.3, document=0.5, text=0.3)
+_ALL_KINDS = dict(single=10, pair=1.8, later=0.4, video=0.6, tiles=0.3, small=0.3, document=0.5, text=0.3)
 
 PRESETS = {
     # For 25 minutes of one H100 or H200 with 16 cores (estimated, not yet run there).

@@ -20,7 +20,7 @@ from .compat_internvl import (
 )
 from .conversation import get_conv_template
 from .features_internvl import distinct, tile_keys
-from .history_internvl import ChatHistory, Prefill, TokenRun, memory_of, model_state
+from .history_internvl import ChatHistory, Prefill, RoundMemory, TokenRun, memory_of, model_state
 from .preprocessing_internvl import load_image, load_images
 from .prompt_internvl import (
     IMG_CONTEXT_TOKEN,
@@ -347,6 +347,9 @@ class ChatMixin:
             features.update(zip(new_tiles, (tile.clone() for tile in encoded) if keep else encoded))
         if keep and grows:
             returns_cache(settings)
+        if goes_on and len(rows) > 1 and self.get_input_embeddings().weight.device.type == "cpu":
+            memories = self._ahead(prefill, features, image_id)
+            prefill = Prefill(runs, memories, rotary_limit(llm_config))
         output = self.generate_new_tokens(
             visual_features=prefill.visual_features(features),
             input_ids=ids,
@@ -362,6 +365,22 @@ class ChatMixin:
             for row, memory in zip(rows, prefill.memories(state, answers, settings.eos_token_id, layers, features)):
                 row.next_memory = memory
         return answers
+
+    def _ahead(self, prefill, features, image_id) -> list:
+        """The memories of a batch, with one for each row that had better begin alone: a CPU computes padding, too."""
+        device, memories = self.get_input_embeddings().weight.device, []
+        for run, memory in zip(prefill.runs_ahead(), prefill.memories_given):
+            if run is not None:
+                shown = [features[key] for key in run.tiles]
+                embeds = self.merge_embeddings(
+                    torch.tensor([run.ids], device=device),
+                    torch.cat(shown)[: run.image_tokens(len(run.ids))] if shown else None,
+                    image_id,
+                )
+                layers = cache_to_tuples(self(inputs_embeds=embeds, use_cache=True, logits_to_keep=1).past_key_values)
+                memory = RoundMemory((), run, layers, {})
+            memories.append(memory)
+        return memories
 
 
 class _Row:

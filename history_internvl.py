@@ -63,6 +63,11 @@ class TokenRun:
         """Number of image tokens among the first `end`."""
         return self.ids[:end].count(self.image_id)
 
+    def beginning(self, end: int) -> "TokenRun":
+        """The first `end` tokens, with the tiles of the image tokens among them."""
+        shown = -(-self.image_tokens(end) // self.per_tile)  # the last of them maybe in part
+        return TokenRun(self.ids[:end], self.tiles[:shown], self.image_id, self.per_tile)
+
     def common(self, other: "TokenRun") -> int:
         """Number of tokens, from the first on, that are the same in both and show the same pictures."""
         if (self.image_id, self.per_tile) != (other.image_id, other.per_tile):
@@ -123,6 +128,10 @@ class RoundMemory:
     features: dict  # tile key -> (tokens, hidden size)
 
 
+# A pass for one row reads all weights, which takes a CPU as long as computing about so many columns.
+_COLUMNS_A_PASS = 64
+
+
 class Prefill:
     """Which columns of a batch of prompts, padded on the left, come from memories, and which are computed.
 
@@ -133,6 +142,7 @@ class Prefill:
     Attributes:
         width: columns of the batch.
         past: the first so many of them come from memories.
+        memories_given: what each row's history holds, as given.
     """
 
     def __init__(self, runs, memories, limit: Optional[int] = None):
@@ -143,11 +153,25 @@ class Prefill:
             limit: tokens in a text up to which its keys are those of a longer text.
         """
         known = [_known(run, memory, limit) for run, memory in zip(runs, memories)]
-        computed = max(len(run.ids) - count for run, count in zip(runs, known))
-        self._runs, self._memories = runs, memories
+        self._new = [len(run.ids) - count for run, count in zip(runs, known)]
+        computed = max(self._new)
+        self._runs, self.memories_given, self._limit = runs, memories, limit
         self._starts = [max(len(run.ids) - computed, 0) for run in runs]  # known tokens that are not computed again
         self.width = max(len(run.ids) for run in runs)
         self.past = self.width - computed
+
+    def runs_ahead(self) -> list:
+        """For each row the beginning of its prompt that had better be computed alone, so that fewer columns of the
+        batch are padding; None for a row that need not, and for all where that saves less than it costs. A row that has
+        a memory goes on from that."""
+        lengths = [len(run.ids) for run in self._runs]
+        going_on = [new for new, length in zip(self._new, lengths) if new < length]
+        least = max(going_on, default=min(self._new))
+        saved = len(lengths) * (max(self._new) - least) - sum(max(new - least, 0) for new in self._new)
+        ahead = [run.beginning(new - least) if new > least else None for run, new in zip(self._runs, self._new)]
+        too_long = self._limit is not None and max(lengths) > self._limit
+        pays = saved > _COLUMNS_A_PASS * sum(run is not None for run in ahead)
+        return ahead if pays and not too_long else [None] * len(lengths)
 
     def tiles(self) -> list:
         """Keys of the tiles with image tokens in the computed columns, row after row."""
@@ -169,8 +193,10 @@ class Prefill:
         if not self.past:
             return None
         if len(self._runs) == 1:
-            return tuple((key[:, :, : self.past], value[:, :, : self.past]) for key, value in self._memories[0].layers)
-        used = [(row, memory, start) for row, (memory, start) in enumerate(zip(self._memories, self._starts)) if start]
+            layers = self.memories_given[0].layers
+            return tuple((key[:, :, : self.past], value[:, :, : self.past]) for key, value in layers)
+        pairs = zip(self.memories_given, self._starts)
+        used = [(row, memory, start) for row, (memory, start) in enumerate(pairs) if start]
 
         def joined(layer, part):
             like = used[0][1].layers[layer][part]

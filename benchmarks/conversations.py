@@ -13,8 +13,8 @@ from internvl_chat.prompt_internvl import ImageTokens, build_prompt
 from .measuring import interleaved, median_ratio, seconds
 from .models import native_model, shipped_tokenizer
 
-TOKENS = {"1B": 48, "tiny": 8}
-ROUNDS = {"1B": 10, "tiny": 3}
+TOKENS = {"1B": 48, "2B": 48, "tiny": 8}
+ROUNDS = {"1B": 10, "2B": 10, "tiny": 3}
 QUESTION = "<image>\nWhat is in this picture, and where is it?"
 
 

@@ -8,7 +8,7 @@ from internvl_chat.native_tensors_internvl import name_in_memory, native_pieces
 
 ROOT = internvl_chat.__path__[0]
 
-# InternViT-300M-448px-V2.5 and the language model of InternVL3-1B, as published.
+# InternViT-300M-448px-V2.5 and the language models of InternVL3-1B and 2B, as published.
 VISION_300M = {
     **dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, image_size=448),
     **dict(patch_size=14, qkv_bias=True, qk_normalization=False, norm_type="layer_norm", hidden_act="gelu"),
@@ -18,10 +18,12 @@ QWEN2_05B = {
     **dict(intermediate_size=4864, rope_theta=1e6, rms_norm_eps=1e-6, max_position_embeddings=32768),
     **dict(tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0),
 }
+QWEN2_15B = {**QWEN2_05B, "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12}
+QWEN2_15B["intermediate_size"] = 8960
 TINY_VISION = {**VISION_300M, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 32}
 TINY_VISION["intermediate_size"] = 256
 TINY_LLM = {**QWEN2_05B, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-SIZES = {"1B": (VISION_300M, QWEN2_05B), "tiny": (TINY_VISION, TINY_LLM)}
+SIZES = {"1B": (VISION_300M, QWEN2_05B), "2B": (VISION_300M, QWEN2_15B), "tiny": (TINY_VISION, TINY_LLM)}
 
 
 def shipped_tokenizer():

@@ -43,6 +43,17 @@ def test_answers_are_right_and_not_guessed(row, asked):
     assert right >= LEAST[row] and guessed <= 0.5
 
 
+def test_tiles_matter(shipped_model, shipped_tokenizer):
+    """Shapes in a large picture that are a few pixels wide in its thumbnail."""
+    items = evaluate.gather("new", 48, ("small shapes",))
+    shares = {}
+    for max_num in (1, 12):
+        answers = evaluate.ask(shipped_model, shipped_tokenizer, items, max_num=max_num)
+        right, asked = evaluate.score(items, answers)["small shapes"]
+        shares[max_num] = right / asked
+    assert shares[12] >= 0.5 and shares[12] >= shares[1] + 0.08, shares
+
+
 def scene(*shapes, background="white", width=448):
     rgb = {"white": (255, 255, 255), "light blue": (185, 220, 250)}[background]
     drawn = tuple(Shape(kind, color, x, y, radius, COLORS[color]) for color, kind, x, y, radius in shapes)

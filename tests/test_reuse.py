@@ -14,6 +14,7 @@ import transformers
 from PIL import Image, ImageDraw
 from toy_inputs import SEED, pixels
 
+from internvl_chat import history_internvl
 from internvl_chat.compat_internvl import cache_to_tuples, goes_on_beside_padding, logits_to_keep_keyword
 from internvl_chat.features_internvl import distinct, tile_keys
 from internvl_chat.history_internvl import ChatHistory, RoundMemory, memory_of
@@ -125,8 +126,9 @@ def batch(model, tokenizer, pixel_values, question, history, patches, **options)
 
 
 @pytest.mark.parametrize("ask", [chat, stream, batch])
-def test_rounds_compute_what_is_new(model, tokenizer, red, blue, ask):
+def test_rounds_compute_what_is_new(model, tokenizer, red, blue, ask, monkeypatch):
     """Five rounds with pictures that come later: same ids as without reuse, new tokens and new tiles only."""
+    monkeypatch.setattr(history_internvl, "_COLUMNS_A_PASS", 10**9)  # no row of a batch begins alone
     rounds = [
         ("Hello, who are you?", None, None, 0),
         (IMAGE, red, [1], 1),
@@ -218,6 +220,36 @@ def test_ragged_batches(toy, tokenizer, llm):
             spy.columns,
             plain.columns,
         )
+
+
+@pytest.mark.parametrize("llm", ["Qwen2", "InternLM2", "Phi3"])
+def test_a_batch_computes_little_padding(toy, tokenizer, llm, monkeypatch):
+    """Long rows begin alone where that saves columns, in a first round and beside a row that goes on."""
+    model, images = toy(llm), pixels(4)
+    questions, patches = (
+        [IMAGE, "Hello", "Hello, and more words than the others have.", IMAGE],
+        [[3], [], [], [1]],
+    )
+    singles = [
+        chat(model, tokenizer, own, question, None, counts)[0]
+        for own, question, counts in zip((images[:3], None, None, images[3:]), questions, patches)
+    ]
+
+    def two_rounds():
+        answers, histories = model.batch_chat(tokenizer, images, questions, GREEDY, patches, None, True)
+        again = model.batch_chat(
+            tokenizer, images, ["And?", *questions[1:]], GREEDY, patches, [histories[0], None, None, None]
+        )
+        return answers, again
+
+    with Spy(model) as padded:
+        expected = two_rounds()
+    monkeypatch.setattr(history_internvl, "_COLUMNS_A_PASS", 0)
+    with Spy(model) as spy:
+        assert two_rounds() == expected
+    assert expected[0] == singles and spy.ids == padded.ids and spy.tiles == padded.tiles
+    if goes_on_beside_padding():
+        assert len(spy.columns) > len(padded.columns)
 
 
 # --- what does not fit is computed anew -------------------------------------------------------------------------------

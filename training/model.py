@@ -124,7 +124,8 @@ class LearningModel(InternVLChatModel):
         seen = []
         hook = self.mlp1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
-            features = self.extract_feature(pixel_values, vision_batch_size=len(pixel_values))
+            # Not `extract_feature`: without gradients that encodes equal tiles once, and the labels are of each.
+            features = self._project(self._for_vision(pixel_values))
         finally:
             hook.remove()
         return seen[0], features

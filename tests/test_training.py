@@ -95,6 +95,17 @@ def test_normalisation_on_the_device_is_that_of_the_library():
     assert torch.allclose(normalized(tiles), images_to_pixel_values(images), atol=1e-5)
 
 
+def test_measuring_sees_each_of_equal_tiles(tokenizer):
+    """The model encodes equal tiles once where no gradients are wanted; their labels are of each."""
+    model = fresh_model(TOY.size, tokenizer, seed=1).eval()
+    tiles = torch.from_numpy(np.stack([np.asarray(render(draw_scene(random.Random(1))))] * 3))
+    with torch.no_grad():
+        patches, features = model._see(normalized(tiles))
+    assert len(patches) == len(features) == 3
+    with torch.enable_grad():
+        torch.testing.assert_close(model._see(normalized(tiles))[1].detach(), features)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_labels_cover_exactly_the_answers_and_their_end_marks(kind, tokenizer):
     stage = Stage("joint", 4, 1e-3, 2, 1408, 32, {kind: 1}, questions=4)

@@ -1,14 +1,15 @@
 """Growth curves of a run: how cost grows with tiles, frames, rounds and questions."""
 
-import importlib
+import importlib.util
 
-# Part -> what is on the x axis, and the curves: column, label.
+# Part -> what is on the x axis, what on the y axis, and the curves: column, label.
 _CURVES = {
-    "tower": ("tiles", [("ms a tile", "vision tower, ms a tile")]),
-    "memory": ("frames", [("peak, MB", "peak memory, MB")]),
-    "rounds": ("round", [("with reuse, ms", "with reuse"), ("without, ms", "without")]),
-    "batches": ("questions", [("batch, tokens/s", "batch_chat, tokens/s")]),
+    "tower": ("tiles", "vision tower, ms a tile", []),  # one curve for each tower
+    "memory": ("frames", "MB", [("of it activations, MB", "beside the weights"), ("peak, MB", "peak of the process")]),
+    "rounds": ("round", "ms to the first token", [("with reuse, ms", "with reuse"), ("without, ms", "without")]),
+    "batches": ("questions", "tokens/s", [("batch, tokens/s", "batch_chat")]),
 }
+_LOGARITHMIC = ("memory", "rounds")
 
 
 def draw(results: dict, path) -> None:
@@ -25,18 +26,18 @@ def draw(results: dict, path) -> None:
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(1, len(measured), figsize=(4 * len(measured), 3.2), squeeze=False)
     for axis, part in zip(axes[0], measured):
-        x, curves = _CURVES[part]
-        rows = results[part]
-        if part == "tower":  # one curve for each tower
-            for name in dict.fromkeys(row["tower"] for row in rows):
-                own = [row for row in rows if row["tower"] == name]
-                axis.plot([row[x] for row in own], [row["ms a tile"] for row in own], marker="o", label=name)
+        x, y, curves = _CURVES[part]
+        lines = {label: [(row[x], row[column]) for row in results[part]] for column, label in curves}
+        if part == "tower":
+            for row in results[part]:
+                lines.setdefault(row["tower"], []).append((row[x], row["ms a tile"]))
+        for label, points in lines.items():
+            axis.plot(*zip(*points), marker="o", label=label)
+        axis.set(xlabel=x, ylabel=y)
+        if part in _LOGARITHMIC:
+            axis.set_yscale("log")
         else:
-            for column, label in curves:
-                axis.plot([row[x] for row in rows], [row[column] for row in rows], marker="o", label=label)
-        axis.set_xlabel(x)
-        axis.set_title(part)
-        axis.set_ylim(bottom=0)
+            axis.set_ylim(bottom=0)
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path)

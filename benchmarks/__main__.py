@@ -46,7 +46,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown or options.rounds < 1:
-        parser.error(f"unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}" if unknown else "--rounds is at least 1")
+        parser.error(f"unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}" if unknown else f"--rounds {options.rounds}: at least 1")
     if options.threads:
         torch.set_num_threads(options.threads)
 

@@ -24,4 +24,5 @@ def watched(model, new_ids=0):
 
     other = copy.copy(model)
     other.extract_feature, other.generate_new_tokens = encode, generate
+    other._ahead = lambda prefill, features, image_id: prefill.memories_given  # whole prompts are looked at
     return other, seen

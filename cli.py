@@ -341,7 +341,9 @@ def _memory_facts(config, model, conversation) -> dict:
         "dtype": _dtype(config) + (", twice as much in float32" if width == 2 else ""),
         "weights": _short(weights, 1024),
         "KV cache": f"{_short(1000 * token, 1024)} for 1,000 tokens",
-        "vision activations": f"{_short(tile * at_once, 1024)} for the {at_once} tiles that are encoded at a time (on a CPU fewer)",
+        "vision activations": (
+            f"{_short(tile * at_once, 1024)} for the {at_once} tiles encoded at a time (on a CPU fewer)"
+        ),
     }
     if conversation.session.media:
         tiles = min(at_once, sum(len(medium.pixel_values) for medium in conversation.session.media))

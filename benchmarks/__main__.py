@@ -45,8 +45,10 @@ def main(arguments=None) -> int:
     parser.add_argument("--plot", type=Path, help="also draw the growth curves into this file (needs matplotlib)")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
-    if unknown or options.rounds < 1:
-        parser.error(f"unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}" if unknown else f"--rounds {options.rounds}: at least 1")
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: at least 1")
     if options.threads:
         torch.set_num_threads(options.threads)
 

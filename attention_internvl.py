@@ -18,9 +18,11 @@ _SCORES_BYTES = 8 << 20  # of attention scores at a time
 _EXTRAS = ("softcap", "position_bias", "cache", "s_aux")
 
 
-def blocks_pay(states: torch.Tensor) -> bool:
-    """Whether `attention_in_blocks` is the faster form for `states`, and right: it has no gradients."""
-    return states.device.type == "cpu" and not torch.is_grad_enabled() and not is_compiling()
+def blocks_pay(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """Whether `attention_in_blocks` is the faster form for such states, and right: it has neither gradients nor
+    dropout, and one dtype."""
+    is_plain = query.dtype == value.dtype and not dropout and not torch.is_grad_enabled()
+    return is_plain and query.device.type == "cpu" and not is_compiling()
 
 
 def attention_in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:

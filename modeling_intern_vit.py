@@ -62,7 +62,7 @@ class DropPath(nn.Module):
 
 
 def _eager_attention(query, key, value, scale, dropout):
-    if blocks_pay(query):
+    if blocks_pay(query, value, dropout):
         return attention_in_blocks(query, key, value, scale)
     scores = (query * scale) @ key.transpose(-2, -1)  # (batch, heads, tokens, tokens)
     weights = F.dropout(scores.softmax(dim=-1), dropout)

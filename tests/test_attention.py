@@ -28,6 +28,18 @@ def test_blocks_are_plain_attention(monkeypatch, dtype, off, heads_at_once, key_
     torch.testing.assert_close(attention_in_blocks(query, key, value, 0.3).double(), expected, atol=off, rtol=off)
 
 
+def test_blocks_where_autocast_mixes_dtypes(toy_model):
+    """Normalised queries are float32 there, values bfloat16."""
+    tower = toy_model(vision={"qk_normalization": True, "norm_type": "rms_norm"}).vision_model.eval()
+    (pixels,) = drawn((2, 3, 56, 56))
+    tower.config._attn_implementation = "eager"
+    with torch.no_grad():
+        expected = tower(pixel_values=pixels).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = tower(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(actual.float(), expected, atol=0.2, rtol=0.2)
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
 @pytest.mark.parametrize("mask", ["none", "padding", "bias of each head"])
 def test_a_grouped_step_is_attention_with_repeated_keys(key_heads, mask):

@@ -249,7 +249,8 @@ def test_words_of_a_user_stay_words_in_the_pipeline(pipe, said):
     assert tokenizer.decode(inputs["input_ids"][0]).count("<|im_end|>") == 3  # system, user, and the user's words
     assert inputs["input_ids"][0].tolist().count(tokenizer.eos_token_id) == 2
     row = model.generate(**inputs, max_new_tokens=NEW_TOKENS)[0, inputs["input_ids"].shape[1] :]
-    assert outputs[0]["generated_text"] == tokenizer.decode(row, skip_special_tokens=True)
+    answer = tokenizer.decode(row).split(tokenizer.eos_token)[0]  # the marks of a box, which it may have, are kept
+    assert outputs[0]["generated_text"] == answer
 
 
 def test_pipeline_with_a_prompt(pipe, said):

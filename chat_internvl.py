@@ -336,7 +336,8 @@ class ChatMixin:
         llm_config = self.config.llm_config
         grows = is_plain_decoding(settings, keywords) and keeps_every_key(llm_config)
         goes_on = grows and (len(rows) == 1 or goes_on_beside_padding())
-        prefill = Prefill(runs, memories if goes_on else [None] * len(rows), rotary_limit(llm_config))
+        limit = rotary_limit(llm_config)
+        prefill = Prefill(runs, memories if goes_on else [None] * len(rows), limit)
 
         features = {key: feature for memory in memories if memory for key, feature in memory.features.items()}
         first = distinct(keys)[0]
@@ -348,8 +349,7 @@ class ChatMixin:
         if keep and grows:
             returns_cache(settings)
         if goes_on and len(rows) > 1 and self.get_input_embeddings().weight.device.type == "cpu":
-            memories = self._ahead(prefill, features, image_id)
-            prefill = Prefill(runs, memories, rotary_limit(llm_config))
+            prefill = Prefill(runs, self._ahead(prefill, features, image_id), limit)
         output = self.generate_new_tokens(
             visual_features=prefill.visual_features(features),
             input_ids=ids,

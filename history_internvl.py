@@ -73,9 +73,9 @@ class TokenRun:
         if (self.image_id, self.per_tile) != (other.image_id, other.per_tile):
             return 0
         end = _common(self.ids, other.ids)
-        shown = -(-self.image_tokens(end) // self.per_tile)  # the last of them maybe in part
-        same = _common(self.tiles[:shown], other.tiles[:shown])
-        if same == shown:
+        shown = self.beginning(end).tiles
+        same = _common(shown, other.tiles)
+        if same == len(shown):
             return end
         return [index for index in range(end) if self.ids[index] == self.image_id][same * self.per_tile]
 

@@ -32,7 +32,7 @@ from .compat_internvl import (
 from .configuration_internlm2 import InternLM2Config
 
 logger = logging.getLogger(__name__)
-
+# What older torch lacks.
 SDPA_TAKES_GROUPS = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")
 
 # --- rotary positions -------------------------------------------------------------------------------------------------

@@ -230,7 +230,8 @@ def original_files(folder, record: dict, values: dict) -> dict:
     if tokenizer is None:
         return files
     if not record:
-        files.update(processor_files(read_original(values)))
+        config = read_original(values)
+        files.update(processor_files(config))
     changed = {key: value for key, value in tokenizer.items() if key not in _NATIVE_ALONE}
     if isinstance(tokenizer.get("extra_special_tokens"), list):  # newer releases: not ours, the tokenizer's own
         changed["extra_special_tokens"] = tokenizer["extra_special_tokens"]
@@ -245,7 +246,7 @@ def original_files(folder, record: dict, values: dict) -> dict:
     changed.update(before)
     template = record.get("chat_template")
     if not record:
-        template = changed["chat_template"] = jinja_template(read_original(values).conversation())
+        template = changed["chat_template"] = jinja_template(config.conversation())
     if template is not None:
         files["chat_template.jinja"] = template
     files["tokenizer_config.json"] = as_json(dict(sorted(changed.items())))

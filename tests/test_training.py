@@ -24,7 +24,7 @@ from internvl_chat.preprocessing_internvl import images_to_pixel_values, load_im
 from training import evaluate, export, make_tokenizer, train  # noqa: E402
 from training.data import Batches, attention_mask, encode, num_patches, pixels  # noqa: E402
 from training.examples import KINDS, draw_example  # noqa: E402
-from training.model import fresh_model, normalized  # noqa: E402
+from training.model import fit_symbols, fresh_model, normalized  # noqa: E402
 from training.recipe import PRESETS, Preset, Stage, config_values  # noqa: E402
 from training.world import (  # noqa: E402
     draw_scene,
@@ -297,6 +297,25 @@ def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeyp
     again = ["--preset", "toy", "--output", str(tmp_path / "again"), "--quiet", "--max-minutes", "1e-6"]
     assert train.main([*again, "--init", str(output), "--first", "joint"]) == 0
     assert [path.name for path in sorted((tmp_path / "again").glob("[0-9]-*/*"))] == ["checkpoint-1"]
+
+
+def test_symbols_can_be_fitted_to_a_trained_tower(tokenizer):
+    """They come close to what the tower says of new pictures, the same in each process that fits them."""
+    batches = Batches(replace(TOY.stages[1], tiles=16), tokenizer, 1)
+    fitted = []
+    for _ in range(2):
+        model = fresh_model(TOY.size, tokenizer, 1).eval()
+        model.enter(TOY.stages[0])
+        fit_symbols(model, tokenizer, (batches[index] for index in range(8)), steps=150)
+        fitted.append(model.symbols)
+    assert torch.equal(fitted[0].table.weight, fitted[1].table.weight)
+    assert not any(parameter.requires_grad for parameter in fitted[0].parameters())
+    new = batches[9]
+    with torch.no_grad():
+        features = model._see(normalized(new["tiles"]))[1]
+        missed = (model.symbols(new["dense"]) - features).var() / features.var()
+        unfitted = fresh_model(TOY.size, tokenizer, 1).symbols(new["dense"])
+    assert missed < 0.6 and missed < 0.5 * (unfitted - features).var() / features.var()
 
 
 def test_the_first_two_stages_can_run_side_by_side(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def _shown(dialogues, prefix="<image>\n"):
 
 
 def _single(rng, split, questions, simple):
-    lines = 1 if not simple and rng.random() < 0.25 else 0
+    lines = 1 if not simple and rng.random() < 0.3 else 0
     count = rng.choice((0, 0, 1, 2)) if lines else rng.choice((2, 2, 3)) if simple else None
     # Mostly drawn at the size of a tile, else as the user's pictures come: at any size that is one tile.
     side = TILE if rng.random() < 0.8 else rng.randint(200, 630)
@@ -105,35 +105,32 @@ def _single(rng, split, questions, simple):
 
 
 def _tiles(rng, split, questions, simple):
-    """A large picture, which is cut into tiles, with shapes and print in proportion."""
+    """A large picture, which is cut into tiles, with shapes in proportion."""
     columns, rows = rng.choice(((2, 1), (1, 2), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (2, 3)))
-    return _large(rng, split, questions, "tiles", columns, rows, letters=(60, 0.3 * TILE * min(columns, rows)))
+    return _large(rng, split, questions, "tiles", columns, rows)
 
 
 def _small(rng, split, questions, simple):
-    """A large picture with shapes and print that are too small for the thumbnail."""
+    """A large picture with shapes that are too small for the thumbnail, as the print of large pictures is, too."""
     columns, rows = rng.choice(((2, 2), (3, 2), (2, 3), (3, 2), (3, 3), (4, 3), (3, 4)))
-    return _large(rng, split, questions, "small", columns, rows, radii=(14, 26), letters=(40, 64))
+    return _large(rng, split, questions, "small", columns, rows, radii=(14, 26))
 
 
-def _large(rng, split, questions, kind, columns, rows, **sizes):
+def _large(rng, split, questions, kind, columns, rows, radii=None):
     stretch = 1 if rng.random() < 0.7 else rng.uniform(0.92, 1.08)
     size = round(columns * TILE * stretch), rows * TILE
-    lines = rng.choice((0, 0, 1, 2))
+    lines = rng.choice((0, 0, 1))
     count = rng.choice((0, 1, 2)) if lines else None
-    scene = draw_scene(rng, split, count, size, lines, **sizes)
+    scene = draw_scene(rng, split, count, size, lines, radii, (63, 100), (columns, rows))
     weights = {**_WEIGHTS, "background": 0.2, "ground": 0.3}
     return Example(kind, (scene,), _shown(_conversations(rng, scene, questions, weights)), max_num=12)
 
 
 def _document(rng, split, questions, simple):
-    """A page of print, one tile or several."""
-    columns, rows = rng.choice(((1, 1), (1, 1), (1, 2), (2, 2)))
-    size = columns * TILE, rows * TILE
-    lines = rng.choice((2, 2, 3, 3, 4))
-    scene = draw_scene(rng, split, 0, size, lines, letters=(46, 84))
+    """A page of print."""
+    scene = draw_scene(rng, split, 0, lines=rng.choice((2, 2, 3, 3, 4)), letters=(60, 90))
     weights = dict(text=6.0, describe=0.5, background=0.5)
-    return Example("document", (scene,), _shown(_conversations(rng, scene, questions, weights)), max_num=12)
+    return Example("document", (scene,), _shown(_conversations(rng, scene, questions, weights)))
 
 
 # ------------------------------------------------------------------------------------------------ several pictures
@@ -166,7 +163,7 @@ def _which(rng, scenes):
     if not pairs:
         return None
     name = a(name_word(rng.choice(pairs), "en"))
-    return Turn("pair_which", f"Which image has {name}?", f"Image-{index + 1} has {name}.")
+    return Turn("pair_which", f"Which image has {name}?", f"{name.capitalize()} is in Image-{index + 1}.")
 
 
 def _pair_color(rng, scenes):
@@ -192,18 +189,19 @@ def _pair_count(rng, scenes):
     return Turn("pair_count", f"How many shapes are in Image-{index + 1}?", f"Image-{index + 1} has {noun}.")
 
 
+# What is compared is said first: a small model finds the verdict by reading its own answer.
+
+
 def _pair_more(rng, scenes):
     counts = [len(scene.shapes) for scene in scenes]
-    if counts[0] == counts[1]:
-        answer = "Both images have the same number of shapes."
-    else:
-        answer = f"Image-{1 if counts[0] > counts[1] else 2} has more shapes."
-    return Turn("pair_compare", "Which image has more shapes?", answer)
+    told = [f"Image-{index + 1} has {COUNTS['en'][count]}" for index, count in enumerate(counts)]
+    verdict = "the same" if counts[0] == counts[1] else f"Image-{1 if counts[0] > counts[1] else 2}"
+    return Turn("pair_compare", "Which image has more shapes?", f"{' and '.join(told)}: {verdict}.")
 
 
 def _pair_same(rng, scenes):
-    same = scenes[0].background == scenes[1].background
-    answer = "Yes." if same else f"No, one is {scenes[0].background} and the other is {scenes[1].background}."
+    one, other = (scene.background for scene in scenes)
+    answer = f"Image-1 is {one} and Image-2 is {other}: {'yes' if one == other else 'no'}."
     return Turn("pair_compare", "Do the two images have the same background color?", answer)
 
 

@@ -118,7 +118,7 @@ def description(scene, lang):
     if len(names) == 2:
         first, second = scene.shapes
         lead = abs(first.x - second.x) / scene.width - abs(first.y - second.y) / scene.height
-        if abs(lead) < 0.04:
+        if abs(lead) < 0.08:
             return None
         one, other = sorted(scene.shapes, key=lambda shape: shape.x if lead > 0 else shape.y)
         places = ("on the left", "on the right") if lead > 0 else ("at the top", "at the bottom")

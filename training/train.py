@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArgume
 
 from . import make_tokenizer
 from .data import TASKS, Batches
-from .model import EXTRA_PARTS, TRAINED, LearningModel, dense_groups, fresh_model
+from .model import EXTRA_PARTS, TRAINED, LearningModel, dense_groups, fit_symbols, fresh_model
 from .optimizer import make_optimizer
 from .recipe import GATE, PRESETS, RUNS, STAGES, scaled
 
@@ -269,6 +269,13 @@ def _passes_gate(trainer, tokenizer, seed) -> bool:
     return score >= least
 
 
+def _fit_symbols(model, preset, tokenizer):
+    """`fit_symbols` on new pictures: the same for each stage that begins so, in whatever process."""
+    stage = next(stage for stage in preset.stages if stage.name == "vision")
+    batches = Batches(stage, tokenizer, f"{preset.seed}/symbols", length=max(1, 1000 // stage.tiles))
+    fit_symbols(model, tokenizer, batches)
+
+
 def last_checkpoint(folder):
     """The newest complete checkpoint of a stage, or None. Its state is written last: without, the save was cut off."""
     complete = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
@@ -310,6 +317,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--init", type=Path, help="folder with weights that the first unfinished stage begins with")
     parser.add_argument("--first", choices=STAGES, help="leave the stages before this one out (with --init)")
     parser.add_argument("--only", choices=STAGES, help="train this stage alone; two of them can run side by side")
+    parser.add_argument("--seed", type=int, help="another seed than the preset's: a run that goes on sees new data")
     parser.add_argument("--workers", type=int, help="processes that make batches, default the preset's")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     parser.add_argument("--compile", action="store_true", help="compile the layers (slow start, faster steps)")
@@ -325,7 +333,10 @@ def main(arguments=None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        return _run(scaled(PRESETS[options.preset], options.scale), clock, options)
+        preset = scaled(PRESETS[options.preset], options.scale)
+        if options.seed is not None:
+            preset = replace(preset, seed=options.seed)
+        return _run(preset, clock, options)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -350,7 +361,9 @@ def _run(preset, clock, options) -> int:
             continue
         if init is not None:
             load_weights(model, init)
-            init = None
+            if stage.name != "joint":
+                _fit_symbols(model, preset, tokenizer)
+            stage, init = replace(stage, simple_steps=0), None  # it has begun elsewhere
         if not run_stage(model, stage, preset, tokenizer, folder, clock, options):
             return 0 if clock.is_over() else 1
     done = (

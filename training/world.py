@@ -34,6 +34,7 @@ BACKGROUNDS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "diamond")
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+LONGEST, LINES = 6, 4  # characters of a line, lines of a page
 WORDS = tuple(
     """APPLE BALL BANK BEAR BIRD BLUE BOAT BOOK BREAD BUS CAFE CAKE CAR CAT CITY CLOUD COAT COLD COW CUP DAY DOG DOOR
     DUCK EAST EGG EXIT FARM FISH FIVE FLAG FOOD FOX FREE FROG GAME GATE GIFT GLASS GO GOLD GOOD GREEN HAND HAT HELLO
@@ -122,7 +123,7 @@ def draw_pair(rng, background, held_out=False):
             return pair
 
 
-def draw_text(rng, held_out=False, longest=6):
+def draw_text(rng, held_out=False, longest=LONGEST):
     """A word, a string of random letters or a number of at most `longest` characters."""
     while True:
         form = rng.random()
@@ -140,10 +141,11 @@ def draw_text(rng, held_out=False, longest=6):
 _RADII = {0: (0.1, 0.2), 1: (0.1, 0.34), 2: (0.09, 0.23), 3: (0.085, 0.18), 4: (0.08, 0.16)}
 
 
-def draw_scene(rng, split="train", count=None, size=(TILE, TILE), lines=0, radii=None, letters=None):
+def draw_scene(rng, split="train", count=None, size=(TILE, TILE), lines=0, radii=None, letters=None, grid=(1, 1)):
     """A scene with `count` shapes (default 1 to 4) and `lines` lines of text that do not overlap.
 
     `radii` and `letters` bound the shapes' radius and the height of the print in pixels; the defaults suit one tile.
+    All print stands in one part of the `grid` of (columns, rows): no edge of a tile cuts it.
     Under the split "held_out" one shape, and every text, is a held-out composition.
     """
     width, height = size
@@ -151,7 +153,7 @@ def draw_scene(rng, split="train", count=None, size=(TILE, TILE), lines=0, radii
     held_out = split == "held_out"
     background = rng.choice(tuple(BACKGROUNDS))
     count = rng.randint(1, 4) if count is None else count
-    texts = _draw_texts(rng, size, background, lines, letters or (0.105 * side, 0.26 * side), held_out)
+    texts = _draw_texts(rng, size, background, lines, letters or (0.14 * side, 0.25 * side), grid, held_out)
     low, high = radii or tuple(share * side for share in _RADII[count])
     if texts:
         high = max(low, 0.7 * high)
@@ -167,7 +169,7 @@ def draw_scene(rng, split="train", count=None, size=(TILE, TILE), lines=0, radii
                 shapes.append(Shape(pair[1], pair[0], x, y, radius, _shade(rng, COLORS[pair[0]], 12)))
                 break
     if not shapes and not texts:  # no room: cannot happen with the defaults, but a scene is never empty
-        return draw_scene(rng, split, max(1, count - 1), size, lines, radii, letters)
+        return draw_scene(rng, split, max(1, count - 1), size, lines, radii, letters, grid)
     rng.shuffle(shapes)
     rgb = _shade(rng, BACKGROUNDS[background], 5)
     return Scene(background, rgb, width, height, tuple(shapes), texts)
@@ -184,24 +186,26 @@ def _covers(text, x, y, radius):
 _INKS = ((20, 20, 20), (20, 20, 20), (150, 20, 20), (20, 40, 140))
 
 
-def _draw_texts(rng, size, background, lines, letters, held_out):
-    """Lines of print from top to bottom, in one font and size."""
+def _draw_texts(rng, size, background, lines, letters, grid, held_out):
+    """Lines of print from top to bottom, in one font and size, in one part of the picture."""
     if not lines:
         return ()
-    width, height = size
+    width, height = size[0] / grid[0], size[1] / grid[1]
+    left, above = (rng.randrange(parts) * side for parts, side in zip(grid, (width, height)))
     words = [draw_text(rng, held_out) for _ in range(lines)]
     longest = max(map(len, words))
     largest = min(letters[1], 0.9 * width / (0.74 * longest), 0.8 * height / (1.25 * lines))
     points = max(8, round(rng.uniform(min(letters[0], largest), largest)) // 2 * 2)
-    font, spaced = rng.randrange(8), rng.random() < 0.3
+    font, spaced = rng.randrange(len(_FONT_FILES)), rng.random() < 0.3
     ink = (245, 245, 245) if background == "black" else rng.choice(_INKS)
     step = 1.25 * points
-    top = rng.uniform(0.62 * points, height - 0.62 * points - step * (lines - 1))
+    top = above + rng.uniform(0.62 * points, height - 0.62 * points - step * (lines - 1))
     texts = []
     for index, word in enumerate(words):
         line = Text(word, 0, round(top + step * index), points, font, ink, round(0.74 * points) if spaced else 0)
         half = _half_width(line) + 2
-        texts.append(replace(line, x=round(rng.uniform(half, width - half) if half < width / 2 else width / 2)))
+        x = rng.uniform(half, width - half) if half < width / 2 else width / 2
+        texts.append(replace(line, x=round(left + x)))
     return tuple(texts)
 
 
@@ -257,7 +261,7 @@ _CORNERS = {
     ],
 }
 _OVERSAMPLING = 3
-_FONT_FILES = (None, "DejaVuSans-Bold.ttf", "DejaVuSans.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf")
+_FONT_FILES = (None, "DejaVuSans-Bold.ttf", "DejaVuSans.ttf")
 
 
 @lru_cache(maxsize=2048)
@@ -278,7 +282,7 @@ def _stamp(kind, radius):
 @lru_cache(maxsize=256)
 def _font(index, size):
     """A font of the machine; Pillow's own where DejaVu is missing."""
-    name = _FONT_FILES[index % len(_FONT_FILES)]
+    name = _FONT_FILES[index]
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
     except OSError:
@@ -327,17 +331,18 @@ def render(scene):
 CELLS = 7  # visual tokens a side of a tile; each merges 2 x 2 patches of 32 pixels
 BINS = 32
 # What one visual token shows, field by field, 0 = nothing: the shape whose centre lies in the cell, its color, the
-# third of the tile that it lies in from top to bottom and from left to right, its box within the tile; shape, color and
-# character of each of its four patches; the tile's background.
-FIELD_SIZES = (9, 9, 4, 4, *(BINS + 1,) * 4, *(9,) * 4, *(9,) * 4, *(37,) * 4, len(BACKGROUNDS))
-FIELD_NAMES = (
-    *("shape", "color", "row", "column", *["box"] * 4),
-    *(*["part"] * 4, *["tint"] * 4, *["character"] * 4, "background"),
-)
+# third of the tile that it lies in from top to bottom and from left to right, its box within the tile; shape and color
+# of each of its four patches; the characters in its left and right half, the places of these in their line, and the
+# line's place among those of the tile; the tile's background.
+FIELD_SIZES = (9, 9, 4, 4, *(BINS + 1,) * 4, *(9,) * 4, *(9,) * 4, 37, 37, LONGEST + 1, LONGEST + 1, LINES + 1)
+FIELD_SIZES += (len(BACKGROUNDS),)
+FIELD_NAMES = ("shape", "color", "row", "column", *["box"] * 4, *["part"] * 4, *["tint"] * 4)
+FIELD_NAMES += ("character", "character", "order", "order", "line", "background")
+_PRINT = FIELD_NAMES.index("character")
 _COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
 _SHAPE_INDEX = {name: index + 1 for index, name in enumerate(SHAPES)}
 _BACKGROUND_INDEX = {name: index for index, name in enumerate(BACKGROUNDS)}
-_SMALLEST_RADIUS, _SMALLEST_LETTERS = 7, 26  # in pixels of the tile; below, a tile of 32-pixel patches does not show it
+_SMALLEST_RADIUS, _SMALLEST_LETTERS = 7, 42  # in pixels of the tile; below, a tile of 32-pixel patches does not show it
 
 
 def dense_labels(scene, view):
@@ -348,7 +353,7 @@ def dense_labels(scene, view):
     """
     labels = np.zeros((CELLS, CELLS, len(FIELD_SIZES)), np.uint8)
     labels[:, :, -1] = _BACKGROUND_INDEX[scene.background]
-    patches = np.zeros((3, 2 * CELLS, 2 * CELLS), np.uint8)  # part, tint, character
+    patches = np.zeros((2, 2 * CELLS, 2 * CELLS), np.uint8)  # part, tint
     grid = (np.arange(2 * CELLS) + 0.5) / (2 * CELLS)
     left, top, right, bottom = view
     wide, high = right - left, bottom - top
@@ -363,19 +368,43 @@ def dense_labels(scene, view):
             box = [1 + min(BINS - 1, max(0, int(BINS * v))) for v in (x - rx, y - ry, x + rx, y + ry)]
             thirds = [1 if share < 0.38 else 3 if share > 0.62 else 2 for share in (y, x)]
             labels[int(y * CELLS), int(x * CELLS), :8] = (*names, *thirds, *box)
-    for text in scene.texts:
-        row = (text.y - top) / high
-        if text.size / high * TILE < _SMALLEST_LETTERS or not 0 <= row < 1:
-            continue
-        last = -1
-        for character, (_, centre) in zip(text.text, glyph_pens(text)):
-            place = int((centre - left) / wide * 2 * CELLS // 1)
-            if not 0 <= place < 2 * CELLS:
-                continue
-            last = max(place, last + 1)  # narrow letters share a patch: the later one moves on
-            if last < 2 * CELLS:
-                patches[2][int(row * 2 * CELLS), last] = CHARACTERS.index(character) + 1
     # (field, row, y, column, x) -> (row, column, field, y, x): the four patches of a cell in reading order
-    merged = patches.reshape(3, CELLS, 2, CELLS, 2).transpose(1, 3, 0, 2, 4)
-    labels[:, :, 8:20] = merged.reshape(CELLS, CELLS, 12)
+    merged = patches.reshape(2, CELLS, 2, CELLS, 2).transpose(1, 3, 0, 2, 4)
+    labels[:, :, 8:_PRINT] = merged.reshape(CELLS, CELLS, 8)
+    _label_print(scene, view, labels)
     return labels.reshape(CELLS * CELLS, -1)
+
+
+def _label_print(scene, view, labels):
+    """Writes what the tile shows of the scene's lines into its (7, 7, fields) labels.
+
+    A character is said by every half of a cell whose middle it covers, at least by the one that its own middle lies
+    in, in the rows of cells that are not far from its line. It is counted among those of its line, and the line among
+    those of the picture, that the tile shows: what the tower cannot see cannot be asked of it.
+    """
+    left, top, right, bottom = view
+    scale, halves = TILE / max(right - left, bottom - top), 2 * CELLS
+    seen = [text for text in scene.texts if text.size * scale >= _SMALLEST_LETTERS and top <= text.y < bottom]
+    middles = (np.arange(CELLS) + 0.5) * (bottom - top) / CELLS + top
+    nearest = {}  # row of cells -> (distance, line)
+    for line, text in enumerate(seen[:LINES], 1):
+        for row, distance in enumerate(np.abs(middles - text.y) / (bottom - top) * CELLS):
+            if distance < 0.75 and distance < nearest.get(row, (1.0,))[0]:
+                nearest[row] = distance, line
+    for line, text in enumerate(seen[:LINES], 1):
+        said = np.zeros((halves, 2), np.uint8)  # character and its place
+        spans, place = [], 0
+        for character, (pen, centre) in zip(text.text, glyph_pens(text)):
+            half = int((centre - left) / (right - left) * halves // 1)
+            if 0 <= half < halves and place < LONGEST:
+                place += 1
+                spans.append((half, pen, 2 * centre - pen, (CHARACTERS.index(character) + 1, place)))
+        for _, begin, end, names in spans:
+            covered = [h for h in range(halves) if begin <= left + (h + 0.5) / halves * (right - left) < end]
+            said[covered] = names
+        for half, _, _, names in spans:
+            said[half] = names
+        cells = said.reshape(CELLS, 2, 2).transpose(0, 2, 1).reshape(CELLS, 4)  # characters left, right; their places
+        for row in (row for row, (_, owner) in nearest.items() if owner == line):
+            labels[row, :, _PRINT : _PRINT + 4] = cells
+            labels[row, :, _PRINT + 4] = line * (cells[:, :2].any(1))

@@ -76,8 +76,8 @@ class Preset:
     seed: int = 1
 
 
-_EVERYTHING = dict(single=10, tiles=0.7, small=0.7, document=1, pair=2, later=1, video=1, text=0.6)
-_PICTURES = dict(single=8, tiles=0.5, small=0.5, document=1)
+_EVERYTHING = dict(single=10, tiles=0.7, small=0.7, document=2, pair=2, later=1, video=1, text=0.6)
+_PICTURES = dict(single=8, tiles=0.5, small=0.5, document=4)
 _FEW_PICTURES = dict(single=10, pair=2.5, later=0.5, document=3, text=0.3)
 _ALL_KINDS = dict(single=10, pair=2.2, later=0.4, video=0.8, tiles=0.4, small=0.6, document=2, text=0.3)
 

@@ -25,12 +25,10 @@ LEAST = {
     "count 1-4": 0.75,
     "where (nine places)": 0.75,
     "left/right/top/bottom": 0.75,
-    "presence": 0.75,
     "description": 0.5,
     "words": 0.5,
     "numbers": 0.55,
     "lines of a page": 0.5,
-    "two images: which": 0.7,
     "two images: compared": 0.7,
 }
 

@@ -292,7 +292,7 @@ def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeyp
     picture = load_image(render(draw_scene(random.Random(1))))
     assert isinstance(model.chat(tokenizer, picture, "What is it?", dict(max_new_tokens=4)), str)
     scored = [line for line in (run / "log.jsonl").read_text().splitlines() if "scores" in line]
-    assert len(scored) == 7 and '"color"' in scored[0] and '"part"' in scored[3]
+    assert len(scored) == 7 and '"describe"' in scored[0] and '"part"' in scored[3]
     # An export can be trained further, without the stages before.
     again = ["--preset", "toy", "--output", str(tmp_path / "again"), "--quiet", "--max-minutes", "1e-6"]
     assert train.main([*again, "--init", str(output), "--first", "joint"]) == 0

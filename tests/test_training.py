@@ -297,6 +297,10 @@ def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeyp
     again = ["--preset", "toy", "--output", str(tmp_path / "again"), "--quiet", "--max-minutes", "1e-6"]
     assert train.main([*again, "--init", str(output), "--first", "joint"]) == 0
     assert [path.name for path in sorted((tmp_path / "again").glob("[0-9]-*/*"))] == ["checkpoint-1"]
+    assert (
+        train.main([*again, "--init", str(output), "--first", "joint", "--land"]) == 0
+    )  # when the time is over, it ends
+    assert (tmp_path / "again" / "3-joint" / "final").is_dir()
 
 
 def test_symbols_can_be_fitted_to_a_trained_tower(tokenizer):

@@ -227,7 +227,7 @@ def run_stage(model, stage, preset, tokenizer, folder, clock, options) -> bool:
         dataloader_pin_memory=on_gpu,
         disable_tqdm=options.quiet,
     )
-    landing = options.land and (options.only is not None or stage is preset.stages[-1])
+    landing = options.land and (options.only is not None or stage.name == preset.stages[-1].name)
     watch = Watch(stage, clock, preset.check_every, held_back, Log(folder.parent / "log.jsonl"))
     trainer = StageTrainer(
         stage,

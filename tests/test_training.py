@@ -295,11 +295,10 @@ def test_all_stages_run_and_the_export_chats(tokenizer_folder, tmp_path, monkeyp
     assert len(scored) == 7 and '"describe"' in scored[0] and '"part"' in scored[3]
     # An export can be trained further, without the stages before.
     again = ["--preset", "toy", "--output", str(tmp_path / "again"), "--quiet", "--max-minutes", "1e-6"]
-    assert train.main([*again, "--init", str(output), "--first", "joint"]) == 0
+    again += ["--init", str(output), "--first", "joint"]
+    assert train.main(again) == 0
     assert [path.name for path in sorted((tmp_path / "again").glob("[0-9]-*/*"))] == ["checkpoint-1"]
-    assert (
-        train.main([*again, "--init", str(output), "--first", "joint", "--land"]) == 0
-    )  # when the time is over, it ends
+    assert train.main([*again, "--land"]) == 0  # ends when the time is over
     assert (tmp_path / "again" / "3-joint" / "final").is_dir()
 
 

@@ -116,6 +116,7 @@ def test_dense_labels_name_what_lies_in_each_cell():
             edges = [(value - 0.5) * 14 for value in box]  # bins of 448 / 32 pixels
             wanted = [v + sign * shape.radius for sign in (-1, 1) for v in (shape.x, shape.y)]
             assert np.abs(np.clip(wanted, 0, 448) - edges).max() <= 14
+        assert _print_of(labels) == [text.text for text in scene.texts]
 
 
 def _print_of(labels):

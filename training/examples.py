@@ -122,7 +122,7 @@ def _large(rng, split, questions, kind, columns, rows, radii=None):
     lines = rng.choice((0, 0, 1))
     count = rng.choice((0, 1, 2)) if lines else None
     scene = draw_scene(rng, split, count, size, lines, radii, (63, 100), (columns, rows))
-    weights = {**_WEIGHTS, "background": 0.2, "ground": 0.3}
+    weights = {**_WEIGHTS, "ground": 0.3}
     return Example(kind, (scene,), _shown(_conversations(rng, scene, questions, weights)), max_num=12)
 
 

@@ -219,7 +219,7 @@ def _name_symbols(model, tokenizer):
         "background": BACKGROUNDS,
     }
     letters = torch.stack([word(character, "") for character in CHARACTERS])
-    turn = torch.linalg.qr(torch.randn(2 * tuple(letters.shape[1:])))[0]  # tells a cell's right half from its left one
+    turn = torch.linalg.qr(torch.randn(2 * [table.shape[1]]))[0]  # tells a cell's right half from its left one
     start = 0
     for name, size in zip(FIELD_NAMES, FIELD_SIZES):
         first = start + (name != "background")  # the tile always has a background; of the rest, 0 is nothing
@@ -253,9 +253,7 @@ def fit_symbols(model, tokenizer, batches, steps=1200, tiles=48):
     features, dense = (torch.cat(parts) for parts in zip(*seen))
     plain = (dense[..., FIELD_NAMES.index("line")] == 0).unsqueeze(-1)  # cells without print
     symbols, generator = model.symbols, torch.Generator().manual_seed(0)
-    wanted = [(parameter, parameter.requires_grad) for parameter in symbols.parameters()]
-    for parameter, _ in wanted:
-        parameter.requires_grad_(True)
+    symbols.requires_grad_(True)
     symbols.norm.bias.data.copy_(features.mean((0, 1)))
     optimizer = torch.optim.Adam(symbols.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
@@ -266,9 +264,8 @@ def fit_symbols(model, tokenizer, batches, steps=1200, tiles=48):
         loss.backward()
         optimizer.step()
         schedule.step()
-    for parameter, learnt in wanted:
-        parameter.requires_grad_(learnt)
-        parameter.grad = None
+    optimizer.zero_grad()
+    symbols.requires_grad_(False)  # no stage trains them
     with torch.no_grad():  # the names of print, told apart as clearly as shapes are
         tables = symbols.table.weight.split(FIELD_SIZES)
         size = tables[FIELD_NAMES.index("shape")][1:].norm(dim=-1).mean()

@@ -360,9 +360,10 @@ def _run(preset, clock, options) -> int:
         if number <= names.index(options.first or names[0]) or stage.name != (options.only or stage.name):
             continue
         if init is not None:
-            load_weights(model, init)
-            if stage.name != "joint":
-                _fit_symbols(model, preset, tokenizer)
+            if last_checkpoint(folder) is None:  # else all weights come from there
+                load_weights(model, init)
+                if stage.name != "joint":
+                    _fit_symbols(model, preset, tokenizer)
             stage, init = replace(stage, simple_steps=0), None  # it has begun elsewhere
         if not run_stage(model, stage, preset, tokenizer, folder, clock, options):
             return 0 if clock.is_over() else 1

@@ -330,15 +330,23 @@ def render(scene):
 
 CELLS = 7  # visual tokens a side of a tile; each merges 2 x 2 patches of 32 pixels
 BINS = 32
-# What one visual token shows, field by field, 0 = nothing: the shape whose centre lies in the cell, its color, the
-# third of the tile that it lies in from top to bottom and from left to right, its box within the tile; shape and color
-# of each of its four patches; the characters in its left and right half, the places of these in their line, and the
-# line's place among those of the tile; the tile's background.
-FIELD_SIZES = (9, 9, 4, 4, *(BINS + 1,) * 4, *(9,) * 4, *(9,) * 4, 37, 37, LONGEST + 1, LONGEST + 1, LINES + 1)
-FIELD_SIZES += (len(BACKGROUNDS),)
-FIELD_NAMES = ("shape", "color", "row", "column", *["box"] * 4, *["part"] * 4, *["tint"] * 4)
-FIELD_NAMES += ("character", "character", "order", "order", "line", "background")
-_PRINT = FIELD_NAMES.index("character")
+# What one visual token shows, 0 = nothing. Name -> (classes, fields of that name).
+_FIELDS = {
+    "shape": (len(SHAPES) + 1, 1),  # of the one whose centre lies in the cell, as its color
+    "color": (len(COLORS) + 1, 1),
+    "row": (4, 1),  # the third of the tile that it lies in, from top to bottom
+    "column": (4, 1),  # and from left to right
+    "box": (BINS + 1, 4),  # its box within the tile
+    "part": (len(SHAPES) + 1, 4),  # shape of each of the four patches
+    "tint": (len(COLORS) + 1, 4),  # and their color
+    "character": (len(CHARACTERS) + 1, 2),  # in the left and the right half of the cell
+    "order": (LONGEST + 1, 2),  # the places of these in their line
+    "line": (LINES + 1, 1),  # the line's place among those of the tile
+    "background": (len(BACKGROUNDS), 1),  # always there
+}
+FIELD_NAMES = tuple(name for name, (_, number) in _FIELDS.items() for _ in range(number))
+FIELD_SIZES = tuple(_FIELDS[name][0] for name in FIELD_NAMES)
+_PRINT, _LINE = FIELD_NAMES.index("character"), FIELD_NAMES.index("line")
 _COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
 _SHAPE_INDEX = {name: index + 1 for index, name in enumerate(SHAPES)}
 _BACKGROUND_INDEX = {name: index for index, name in enumerate(BACKGROUNDS)}
@@ -383,28 +391,24 @@ def _label_print(scene, view, labels):
     those of the picture, that the tile shows: what the tower cannot see cannot be asked of it.
     """
     left, top, right, bottom = view
-    scale, halves = TILE / max(right - left, bottom - top), 2 * CELLS
-    seen = [text for text in scene.texts if text.size * scale >= _SMALLEST_LETTERS and top <= text.y < bottom]
-    middles = (np.arange(CELLS) + 0.5) * (bottom - top) / CELLS + top
-    nearest = {}  # row of cells -> (distance, line)
-    for line, text in enumerate(seen[:LINES], 1):
-        for row, distance in enumerate(np.abs(middles - text.y) / (bottom - top) * CELLS):
-            if distance < 0.75 and distance < nearest.get(row, (1.0,))[0]:
-                nearest[row] = distance, line
-    for line, text in enumerate(seen[:LINES], 1):
-        said = np.zeros((halves, 2), np.uint8)  # character and its place
-        spans, place = [], 0
+    wide, high = right - left, bottom - top
+    scale = TILE / max(wide, high)
+    seen = [text for text in scene.texts if text.size * scale >= _SMALLEST_LETTERS and top <= text.y < bottom][:LINES]
+    if not seen:
+        return
+    middles = left + (np.arange(2 * CELLS) + 0.5) / (2 * CELLS) * wide  # of halves
+    rows = (np.arange(CELLS) + 0.5) * high / CELLS + top
+    distances = np.abs(rows[:, None] - [text.y for text in seen]) / high * CELLS  # (rows of cells, lines)
+    owners = np.where(distances.min(1) < 0.75, distances.argmin(1) + 1, 0)
+    for line, text in enumerate(seen, 1):
+        said, own = np.zeros((2 * CELLS, 2), np.uint8), []  # character and its place
         for character, (pen, centre) in zip(text.text, glyph_pens(text)):
-            half = int((centre - left) / (right - left) * halves // 1)
-            if 0 <= half < halves and place < LONGEST:
-                place += 1
-                spans.append((half, pen, 2 * centre - pen, (CHARACTERS.index(character) + 1, place)))
-        for _, begin, end, names in spans:
-            covered = [h for h in range(halves) if begin <= left + (h + 0.5) / halves * (right - left) < end]
-            said[covered] = names
-        for half, _, _, names in spans:
+            half = int((centre - left) / wide * 2 * CELLS // 1)
+            if 0 <= half < 2 * CELLS and len(own) < LONGEST:
+                own.append((half, (CHARACTERS.index(character) + 1, len(own) + 1)))
+                said[(pen <= middles) & (middles < 2 * centre - pen)] = own[-1][1]
+        for half, names in own:
             said[half] = names
         cells = said.reshape(CELLS, 2, 2).transpose(0, 2, 1).reshape(CELLS, 4)  # characters left, right; their places
-        for row in (row for row, (_, owner) in nearest.items() if owner == line):
-            labels[row, :, _PRINT : _PRINT + 4] = cells
-            labels[row, :, _PRINT + 4] = line * (cells[:, :2].any(1))
+        labels[owners == line, :, _PRINT:_LINE] = cells
+        labels[owners == line, :, _LINE] = line * cells[:, :2].any(1)

@@ -95,6 +95,14 @@ def test_normalisation_on_the_device_is_that_of_the_library():
     assert torch.allclose(normalized(tiles), images_to_pixel_values(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_the_largest_pictures_have_room(preset, tokenizer):
+    """Twelve tiles, a thumbnail and questions about them fit into a row: else training would never show them."""
+    joint = replace(PRESETS[preset].stages[2], mixture=dict(tiles=1), rows=1, tiles=13)
+    batches = (Batches(joint, tokenizer, 1)[index] for index in range(8))
+    assert any(len(batch["tiles"]) == 13 and len(batch["tasks"]) > 1 for batch in batches)
+
+
 def test_measuring_sees_each_of_equal_tiles(tokenizer):
     """The model encodes equal tiles once where no gradients are wanted; their labels are of each."""
     model = fresh_model(TOY.size, tokenizer, seed=1).eval()

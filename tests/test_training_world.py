@@ -141,11 +141,12 @@ def test_dense_labels_spell_the_print_of_a_tile():
             assert len(read) == lines and all(len(r) >= len(p) - 1 for r, p in zip(read, printed))
             right += read == printed
         assert right >= 38
-    # A line is counted from what the tile shows of it; print that is too small for the tile is not named.
+    # A line is counted from what the tile shows of it; print that is too small or too large for it is not named.
     line = Text("BREAD", 224, 100, 80, 0, (0, 0, 0))
     scene = Scene("white", (255, 255, 255), texts=(line,))
     assert "BREAD".endswith(_print_of(dense_labels(scene, (224, 0, 672, 448)))[0])
     assert _print_of(dense_labels(scene, (0, 0, 1344, 1344))) == []
+    assert _print_of(dense_labels(scene, (120, 0, 320, 200))) == []
 
 
 def test_a_tile_shows_the_part_of_the_scene_that_its_labels_name():

@@ -250,7 +250,7 @@ class Batches(torch.utils.data.Dataset):
         if num_tiles:
             labels = [dense_labels(*view) for example in examples for view in views(example)]
             if stage.name == "symbols":
-                rng = np.random.default_rng(index)
+                rng = np.random.default_rng(Random(f"{self.seed}/{index}/blur").getrandbits(64))
                 labels = [blur_order(each, rng) for each in labels]
             else:
                 batch["tiles"] = _stacked([tile for example in examples for tile in pixels(example)])

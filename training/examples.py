@@ -66,7 +66,7 @@ def draw_example(seed, kind, split="train", questions=8, simple=False) -> Exampl
 # How often each task is asked: what is learnt last comes most often.
 _WEIGHTS = {
     **dict(color=0.4, shape=0.4, where=0.5, each=0.6, side=1.3, relation=1.2, exists=1.2, count=1.5, background=0.2),
-    **dict(describe=3.0, ground=5.0, text=3.0, follow_up=0.5),
+    **dict(describe=4.0, ground=5.0, text=3.0, follow_up=0.5),
 }
 _LOOK_UPS = dict(color=1, shape=1, where=2, each=2)
 
@@ -104,24 +104,33 @@ def _single(rng, split, questions, simple):
     return Example("single", (scene,), _shown(_conversations(rng, scene, questions, _LOOK_UPS if simple else _WEIGHTS)))
 
 
+# Of the pictures that people have; 4:3 alone makes twelve tiles.
+_ASPECTS = (4 / 3, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 2, 1 / 2, 3, 1 / 3, 1)
+
+
 def _tiles(rng, split, questions, simple):
-    """A large picture, which is cut into tiles, with shapes in proportion."""
-    columns, rows = rng.choice(((2, 1), (1, 2), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (2, 3)))
-    return _large(rng, split, questions, "tiles", columns, rows)
+    """A picture of any size, which is cut into tiles, with shapes and print in proportion: the thumbnail shows all."""
+    aspect, side = rng.choice(_ASPECTS) * _stretch(rng), rng.randint(360, 900)
+    size = (round(side * aspect), side) if aspect > 1 else (side, round(side / aspect))
+    return _large(rng, split, questions, "tiles", size)
 
 
 def _small(rng, split, questions, simple):
-    """A large picture with shapes that are too small for the thumbnail, as the print of large pictures is, too."""
+    """A large picture with shapes and print that are too small for the thumbnail; no edge of a tile cuts the print."""
     columns, rows = rng.choice(((2, 2), (3, 2), (2, 3), (3, 2), (3, 3), (4, 3), (3, 4)))
-    return _large(rng, split, questions, "small", columns, rows, radii=(14, 26))
+    size = round(columns * TILE * _stretch(rng)), rows * TILE
+    return _large(rng, split, questions, "small", size, radii=(14, 26), letters=(63, 100), grid=(columns, rows))
 
 
-def _large(rng, split, questions, kind, columns, rows, radii=None):
-    stretch = 1 if rng.random() < 0.7 else rng.uniform(0.92, 1.08)
-    size = round(columns * TILE * stretch), rows * TILE
+def _stretch(rng):
+    """A factor for one side: sides are seldom whole numbers of tiles."""
+    return 1 if rng.random() < 0.7 else rng.uniform(0.92, 1.08)
+
+
+def _large(rng, split, questions, kind, size, **bounds):
     lines = rng.choice((0, 0, 1))
     count = rng.choice((0, 1, 2)) if lines else None
-    scene = draw_scene(rng, split, count, size, lines, radii, (63, 100), (columns, rows))
+    scene = draw_scene(rng, split, count, size, lines, **bounds)
     weights = {**_WEIGHTS, "ground": 0.3}
     return Example(kind, (scene,), _shown(_conversations(rng, scene, questions, weights)), max_num=12)
 

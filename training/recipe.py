@@ -79,7 +79,7 @@ class Preset:
 _EVERYTHING = dict(single=10, tiles=0.7, small=0.7, document=2, pair=2, later=1, video=1, text=0.6)
 _PICTURES = dict(single=8, tiles=0.5, small=0.5, document=4)
 _FEW_PICTURES = dict(single=10, pair=2.5, later=0.5, document=3, text=0.3)
-_ALL_KINDS = dict(single=10, pair=2.2, later=0.4, video=0.8, tiles=0.4, small=0.6, document=2, text=0.3)
+_ALL_KINDS = dict(single=10, pair=2.2, later=0.4, video=0.8, tiles=0.9, small=0.6, document=2, text=0.3)
 
 PRESETS = {
     # For 25 minutes of one H100 or H200 with 16 cores (estimated, not yet run there).
@@ -100,7 +100,7 @@ PRESETS = {
         stages=(
             Stage("symbols", 2000, 3e-3, 26, 288, 96, _FEW_PICTURES, warmup=50, simple_steps=500, questions=5),
             Stage("vision", 3600, 3e-3, 0, 0, 24, dict(single=1, document=1), warmup=50),
-            Stage("joint", 6000, 1.5e-3, 13, 576, 52, _ALL_KINDS, warmup=50, questions=5, vision_loss=0.4),
+            Stage("joint", 6000, 1.5e-3, 9, 832, 52, _ALL_KINDS, warmup=50, questions=5, vision_loss=0.4),
         ),
         check_every=200,
         save_every=100,

@@ -350,14 +350,15 @@ _PRINT, _LINE = FIELD_NAMES.index("character"), FIELD_NAMES.index("line")
 _COLOR_INDEX = {name: index + 1 for index, name in enumerate(COLORS)}
 _SHAPE_INDEX = {name: index + 1 for index, name in enumerate(SHAPES)}
 _BACKGROUND_INDEX = {name: index for index, name in enumerate(BACKGROUNDS)}
-_SMALLEST_RADIUS, _SMALLEST_LETTERS = 7, 42  # in pixels of the tile; below, a tile of 32-pixel patches does not show it
+_SMALLEST_RADIUS = 7  # in pixels of the tile; below, a tile of 32-pixel patches does not show it
+_LETTERS = 42, 150  # of which sizes a tile shows print; larger is in pieces, and the thumbnail shows it whole
 
 
 def dense_labels(scene, view):
     """What each of the 49 visual tokens of a tile shows: (49, len(FIELD_SIZES)) uint8.
 
     `view` is the (x1, y1, x2, y2) of the picture that the tile shows, in pixels. Things too small to be seen in the
-    tile are left out.
+    tile are left out, and print too large for it.
     """
     labels = np.zeros((CELLS, CELLS, len(FIELD_SIZES)), np.uint8)
     labels[:, :, -1] = _BACKGROUND_INDEX[scene.background]
@@ -393,7 +394,8 @@ def _label_print(scene, view, labels):
     left, top, right, bottom = view
     wide, high = right - left, bottom - top
     scale = TILE / max(wide, high)
-    seen = [text for text in scene.texts if text.size * scale >= _SMALLEST_LETTERS and top <= text.y < bottom][:LINES]
+    sizes = _LETTERS[0] / scale, _LETTERS[1] / scale
+    seen = [text for text in scene.texts if sizes[0] <= text.size <= sizes[1] and top <= text.y < bottom][:LINES]
     if not seen:
         return
     middles = left + (np.arange(2 * CELLS) + 0.5) / (2 * CELLS) * wide  # of halves

@@ -25,10 +25,11 @@ LEAST = {
     "count 1-4": 0.75,
     "where (nine places)": 0.75,
     "left/right/top/bottom": 0.75,
-    "description": 0.5,
+    "description": 0.6,
     "words": 0.5,
     "numbers": 0.55,
     "lines of a page": 0.5,
+    "grounding, IoU 0.5": 0.5,
     "two images: compared": 0.7,
 }
 
@@ -48,7 +49,7 @@ def test_answers_are_right_and_not_guessed(row, asked):
     assert right >= LEAST[row] and guessed <= 0.5
 
 
-@pytest.mark.parametrize("row, least, most", [("small shapes", 0.5, 0.55), ("small text", 0.45, 0.1)])
+@pytest.mark.parametrize("row, least, most", [("small shapes", 0.6, 0.6), ("small text", 0.6, 0.1)])
 def test_tiles_matter(row, least, most, shipped_model, shipped_tokenizer):
     """In a large picture: shapes that are a few pixels wide in its thumbnail, print that cannot be read there."""
     items = evaluate.gather("new", 48, (row,))
@@ -57,7 +58,7 @@ def test_tiles_matter(row, least, most, shipped_model, shipped_tokenizer):
         answers = evaluate.ask(shipped_model, shipped_tokenizer, items, max_num=max_num)
         right, asked = evaluate.score(items, answers)[row]
         shares[max_num] = right / asked
-    assert shares[12] >= least and shares[1] <= most and shares[12] >= shares[1] + 0.08, shares
+    assert shares[12] >= least and shares[1] <= most and shares[12] >= shares[1] + 0.15, shares
 
 
 def scene(*shapes, background="white", width=448):

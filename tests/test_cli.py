@@ -305,10 +305,9 @@ def test_info(media, model, tokenizer, monkeypatch):
     length = model.count_tokens(tokenizer, pixel_values, prompt, num_patches_list=[*tiles[:2], 1, 1, 1, 1])
     assert shown["in all"].startswith(f"{length:,} tokens ")
 
-    two = dict(min_new_tokens=2, max_new_tokens=2)  # the first of them joins the 999 in the cache
-    cache = model.generate(
-        input_ids=torch.ones(1, 999, dtype=torch.long), return_dict_in_generate=True, **two
-    ).past_key_values
+    ids = torch.ones(1, 999, dtype=torch.long)  # the first of two new tokens joins them in the cache
+    output = model.generate(input_ids=ids, min_new_tokens=2, max_new_tokens=2, return_dict_in_generate=True)
+    cache = output.past_key_values
     layers = [(layer.keys, layer.values) for layer in cache.layers] if hasattr(cache, "layers") else list(cache)
     numbers = sum(keys.numel() + values.numel() for keys, values in layers)
     shown = facts["Memory (estimate)"]

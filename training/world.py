@@ -394,8 +394,8 @@ def _label_print(scene, view, labels):
     left, top, right, bottom = view
     wide, high = right - left, bottom - top
     scale = TILE / max(wide, high)
-    sizes = _LETTERS[0] / scale, _LETTERS[1] / scale
-    seen = [text for text in scene.texts if sizes[0] <= text.size <= sizes[1] and top <= text.y < bottom][:LINES]
+    smallest, largest = (size / scale for size in _LETTERS)
+    seen = [text for text in scene.texts if smallest <= text.size <= largest and top <= text.y < bottom][:LINES]
     if not seen:
         return
     middles = left + (np.arange(2 * CELLS) + 0.5) / (2 * CELLS) * wide  # of halves

@@ -65,8 +65,8 @@ def draw_example(seed, kind, split="train", questions=8, simple=False) -> Exampl
 
 # How often each task is asked: what is learnt last comes most often.
 _WEIGHTS = {
-    **dict(color=0.4, shape=0.4, where=0.5, each=0.6, side=1.3, relation=1.2, exists=1.2, count=1.5, background=0.2),
-    **dict(describe=4.0, ground=5.0, text=3.0, follow_up=0.5),
+    **dict(color=0.4, shape=0.4, where=1.5, each=0.6, side=1.6, relation=1.5, exists=1.6, count=1.5, background=0.2),
+    **dict(describe=3.5, ground=3.5, text=3.0, follow_up=0.5),
 }
 _LOOK_UPS = dict(color=1, shape=1, where=2, each=2)
 

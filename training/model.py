@@ -149,7 +149,7 @@ def dense_loss(scores, dense) -> torch.Tensor:
 def dense_groups(scores, dense):
     """`(name, classes, scores, labels)` of each group: scores (..., fields, classes), labels (..., fields)."""
     parts, start = scores.split(FIELD_SIZES, dim=-1), 0
-    for name, _ in _GROUPS.items():
+    for name in _GROUPS:
         count = FIELD_NAMES.count(name)
         grouped = torch.stack(parts[start : start + count], dim=-2)
         yield name, FIELD_SIZES[start], grouped, dense[..., start : start + count].long()

@@ -98,8 +98,8 @@ PRESETS = {
     "cpu": Preset(
         size=Size(192, 4, 3, 192, 4, 6, 2, 512),
         stages=(
-            Stage("symbols", 2000, 3e-3, 26, 288, 96, _FEW_PICTURES, warmup=50, simple_steps=500, questions=5),
-            Stage("vision", 3600, 3e-3, 0, 0, 24, dict(single=1, document=1), warmup=50),
+            Stage("symbols", 2600, 3e-3, 26, 288, 96, _FEW_PICTURES, warmup=50, simple_steps=500, questions=5),
+            Stage("vision", 4200, 3e-3, 0, 0, 24, dict(single=1, document=1), warmup=50),
             Stage("joint", 6000, 1.5e-3, 9, 832, 52, _ALL_KINDS, warmup=50, questions=5, vision_loss=0.4),
         ),
         check_every=200,
